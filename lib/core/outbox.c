@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: MIT */
+/* outbox.c - entering, advancing, and emptying the outbox.
+ *
+ * A call into the library is enter, some work on our state, leave.  Everything
+ * that touches the host (submit, cancel, close, callbacks) happens in the
+ * second half of leave or in a poll, with the lock dropped. */
+#include <errno.h>
+
+#include "core/context.h"
+#include "core/error.h"
+
+/* Batches and chores that one entry may give away before it leaves the rest to
+ * a poll. */
+#define OUTBOX_ROUNDS_MAX 64
+
+static _Thread_local struct host_frame *host_frames;
+
+void blkrepl__host_enter(struct host_frame *frame, const struct blkrepl_context *ctx)
+{
+    *frame = (struct host_frame){.ctx = ctx, .outer = host_frames};
+    host_frames = frame;
+}
+
+void blkrepl__host_leave(struct host_frame *frame)
+{
+    host_frames = frame->outer;
+}
+
+bool blkrepl__host_inside(const struct blkrepl_context *ctx)
+{
+    const struct host_frame *frame = host_frames;
+
+    while (frame != NULL && frame->ctx != ctx) {
+        frame = frame->outer;
+    }
+    return frame != NULL || blkrepl__hook_depth > 0;
+}
+
+void blkrepl__enter(struct blkrepl_context *ctx)
+{
+    pthread_mutex_lock(&ctx->lock);
+    ctx->inside++;
+}
+
+/* Take a lane's completed requests and put them, oldest first, behind those
+ * that wait. */
+static void inbox_collect(struct blkrepl_context *ctx, struct lane *lane)
+{
+    struct request *request;
+    struct request *oldest = NULL;
+
+    if (atomic_load_explicit(&lane->inbox, memory_order_relaxed) == NULL) {
+        return;
+    }
+    request = atomic_exchange_explicit(&lane->inbox, NULL, memory_order_acquire);
+    while (request != NULL) {
+        struct request *next = request->inbox_next;
+
+        request->inbox_next = oldest;
+        oldest = request;
+        request = next;
+    }
+    for (request = oldest; request != NULL; request = request->inbox_next) {
+        list_append(&ctx->completed, &request->link);
+    }
+}
+
+/* One thing that became ready or was completed; false if there is none. */
+static bool advance_one(struct blkrepl_context *ctx)
+{
+    struct list *link = list_pop(&ctx->ready);
+
+    if (link != NULL) {
+        struct ready *ready = CONTAINER_OF(link, struct ready, link);
+
+        ready->run(ready);
+        return true;
+    }
+    link = list_pop(&ctx->completed);
+    if (link != NULL) {
+        struct request *request = CONTAINER_OF(link, struct request, link);
+
+        blkrepl__port_ended(request);
+        request->ended(request);
+        return true;
+    }
+    return false;
+}
+
+void blkrepl__advance(struct blkrepl_context *ctx)
+{
+    for (uint32_t i = 0; i < ctx->lane_count; i++) {
+        inbox_collect(ctx, &ctx->lanes[i]);
+    }
+    if (list_empty(&ctx->ready) && list_empty(&ctx->completed) &&
+        list_empty(&ctx->timers.timers)) {
+        return;
+    }
+    if (UNLIKELY(blkrepl__timer_next(&ctx->timers) != BLKREPL_FOREVER)) {
+        blkrepl__timer_run(&ctx->timers, blkrepl__now(ctx), ctx->completions_max);
+    }
+    for (uint32_t i = 0; i < ctx->completions_max; i++) {
+        if (!advance_one(ctx)) {
+            return;
+        }
+    }
+}
+
+void blkrepl__collect_frame(struct blkrepl_context *ctx, const struct host_frame *frame)
+{
+    for (struct request *request = frame->first; request != NULL; request = request->inbox_next) {
+        list_append(&ctx->completed, &request->link);
+    }
+}
+
+/* One call into the host; false if none is due. */
+static bool outbox_one(struct blkrepl_context *ctx, uint32_t lane, bool jobs, bool closing)
+{
+    struct list *link;
+
+    if (!list_empty(&ctx->lanes[lane].queues)) {
+        link = ctx->lanes[lane].queues.next;
+        blkrepl__port_flush(CONTAINER_OF(link, struct port_queue, link));
+    } else if (!list_empty(&ctx->chores)) {
+        struct chore *chore = CONTAINER_OF(list_pop(&ctx->chores), struct chore, link);
+
+        chore->run(chore);
+    } else if (jobs && !list_empty(&ctx->job_queues)) {
+        link = ctx->job_queues.next;
+        blkrepl__port_flush(CONTAINER_OF(link, struct port_queue, link));
+    } else if (closing && !list_empty(&ctx->closing)) {
+        link = ctx->closing.next;
+        blkrepl__port_close(CONTAINER_OF(link, struct port, chore_link));
+    } else {
+        return false;
+    }
+    return true;
+}
+
+void blkrepl__empty_outbox(struct blkrepl_context *ctx, uint32_t lane, enum outbox_part part)
+{
+    bool jobs = part == OUTBOX_POLL && lane == 0;
+    bool closing = part == OUTBOX_CLOSE || jobs;
+
+    for (int round = 0; round < OUTBOX_ROUNDS_MAX; round++) {
+        if (!outbox_one(ctx, lane, jobs, closing)) {
+            return;
+        }
+        /* The backend may have completed inside submit. */
+        blkrepl__advance(ctx);
+    }
+}
+
+bool blkrepl__lane_busy(struct blkrepl_context *ctx, uint32_t number)
+{
+    struct lane *lane = &ctx->lanes[number];
+
+    if (!list_empty(&lane->callbacks) || !list_empty(&lane->events) ||
+        !list_empty(&lane->queues) || lane->kicked || atomic_load(&lane->inbox) != NULL) {
+        return true;
+    }
+    return number == 0 &&
+           (!list_empty(&ctx->machines) || !list_empty(&ctx->job_queues) ||
+            !list_empty(&ctx->ready) || !list_empty(&ctx->completed) ||
+            !list_empty(&ctx->chores) || !list_empty(&ctx->closing) || log_waiting(&ctx->log));
+}
+
+/* Whether somebody sleeps who should not; disarms, so that one thread wakes. */
+static bool lane_must_wake(struct blkrepl_context *ctx, uint32_t number)
+{
+    struct lane *lane = &ctx->lanes[number];
+
+    if (LIKELY(!atomic_load_explicit(&lane->armed, memory_order_relaxed))) {
+        return false;
+    }
+    if (!blkrepl__lane_busy(ctx, number) &&
+        blkrepl__timer_next(&ctx->timers) >= lane->armed_deadline_ns) {
+        return false;
+    }
+    return atomic_exchange(&lane->armed, false);
+}
+
+void blkrepl__leave(struct blkrepl_context *ctx, uint32_t lane)
+{
+    blkrepl__advance(ctx);
+    blkrepl__empty_outbox(ctx, lane, OUTBOX_CALL);
+    blkrepl__leave_quietly(ctx);
+}
+
+void blkrepl__leave_quietly(struct blkrepl_context *ctx)
+{
+    for (uint32_t i = 0; i < ctx->lane_count; i++) {
+        if (UNLIKELY(lane_must_wake(ctx, i))) {
+            pthread_mutex_unlock(&ctx->lock);
+            blkrepl__wake_signal(&ctx->lanes[i].wake);
+            pthread_mutex_lock(&ctx->lock);
+        }
+    }
+    ctx->inside--;
+    pthread_mutex_unlock(&ctx->lock);
+}
+
+/* The backend completes inside submit: this thread collects what it completes
+ * and handles it when it is back. */
+static int io_complete_inside(struct host_frame *frame, struct request *request, uint64_t id,
+                              int result)
+{
+    uint64_t expected = id;
+
+    if (!atomic_compare_exchange_strong_explicit(&request->live_id, &expected, 0,
+                                                 memory_order_acq_rel, memory_order_relaxed)) {
+        return blkrepl__fail(-ENOENT, "io: the request is not in flight");
+    }
+    request->io_result = result;
+    request->inbox_next = NULL;
+    if (frame->last != NULL) {
+        frame->last->inbox_next = request;
+    } else {
+        frame->first = request;
+    }
+    frame->last = request;
+    return 0;
+}
+
+int blkrepl_io_complete(blkrepl_context *ctx, uint64_t id, int result)
+{
+    uint64_t index = id & REQUEST_INDEX_MASK;
+    struct host_frame *frame = host_frames;
+    uint64_t expected = id;
+    struct request *request;
+    struct lane *lane;
+
+    if (ctx == NULL || result > 0) {
+        return blkrepl__fail(-EINVAL, "io: %s", ctx == NULL ? "context is NULL"
+                             : "the result of a request is 0 or negative");
+    }
+    if (id == 0 || index >= ctx->slot_count) {
+        return blkrepl__fail(-ENOENT, "io: no request has this id");
+    }
+    request = &ctx->slots[index];
+    if (frame != NULL && frame->submitting && frame->ctx == ctx) {
+        return io_complete_inside(frame, request, id, result);
+    }
+    atomic_fetch_add_explicit(&ctx->completing, 1, memory_order_acquire);
+    if (!atomic_compare_exchange_strong_explicit(&request->live_id, &expected, 0,
+                                                 memory_order_acq_rel, memory_order_relaxed)) {
+        atomic_fetch_sub_explicit(&ctx->completing, 1, memory_order_release);
+        return blkrepl__fail(-ENOENT, "io: the request is not in flight");
+    }
+    request->io_result = result;
+    lane = &ctx->lanes[request->io.lane];
+    request->inbox_next = atomic_load_explicit(&lane->inbox, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak(&lane->inbox, &request->inbox_next, request)) {
+    }
+    if (UNLIKELY(atomic_load(&lane->armed)) && atomic_exchange(&lane->armed, false)) {
+        blkrepl__wake_signal(&lane->wake);
+    }
+    atomic_fetch_sub_explicit(&ctx->completing, 1, memory_order_release);
+    return 0;
+}
+
+void blkrepl__ready_wake(struct blkrepl_context *ctx, struct ready *ready)
+{
+    list_unlink(&ready->link);
+    list_append(&ctx->ready, &ready->link);
+}
+
+void blkrepl__machine_wake(struct blkrepl_context *ctx, struct machine *machine)
+{
+    if (!list_linked(&machine->link)) {
+        list_append(&ctx->machines, &machine->link);
+    }
+}
+
+void blkrepl__chore_add(struct blkrepl_context *ctx, struct chore *chore)
+{
+    if (!list_linked(&chore->link)) {
+        list_append(&ctx->chores, &chore->link);
+    }
+}
+
+void blkrepl__context_post(struct blkrepl_context *ctx, uint32_t lane, struct event_slot *slot,
+                           const blkrepl_event *event)
+{
+    blkrepl__event_post(&ctx->lanes[lane].events, slot, event);
+}
+
+void blkrepl__guest_slot_put(struct blkrepl_context *ctx, uint32_t number, struct request *request)
+{
+    struct lane *lane = &ctx->lanes[number];
+
+    blkrepl__request_put(&lane->requests, request);
+    if (UNLIKELY(lane->room_wanted)) {
+        lane->room_wanted = false;
+        blkrepl__context_post(ctx, number, &lane->room,
+                              &(blkrepl_event){.type = BLKREPL_EVENT_ROOM,
+                                               .object_kind = BLKREPL_OBJECT_LANE,
+                                               .object_id = number});
+    }
+}
+
+bool blkrepl__lane_valid(const struct blkrepl_context *ctx, uint32_t lane)
+{
+    if (lane < ctx->lane_count) {
+        return true;
+    }
+    blkrepl__fail(-EINVAL, "lane %u does not exist; the context has %u", (unsigned)lane,
+                  (unsigned)ctx->lane_count);
+    return false;
+}

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: MIT */
+/* port.c - the door to one backend. */
+#include "core/port.h"
+
+#include "core/context.h"
+
+#define BATCH_MAX 32
+
+static void port_queue_init(struct port_queue *queue, struct port *port, struct list *ready_list)
+{
+    queue->port = port;
+    queue->ready_list = ready_list;
+    list_init(&queue->waiting);
+}
+
+void blkrepl__port_init(struct port *port, struct blkrepl_context *ctx, struct port_queue *guest)
+{
+    port->ctx = ctx;
+    port->guest = guest;
+    for (uint32_t lane = 0; lane < ctx->lane_count; lane++) {
+        port_queue_init(&guest[lane], port, &ctx->lanes[lane].queues);
+        guest[lane].lane = lane;
+    }
+    port_queue_init(&port->job, port, &ctx->job_queues);
+    port->job.job = true;
+    list_init(&port->urgent);
+    ctx->ports++;
+}
+
+static uint32_t port_in_flight(const struct port *port)
+{
+    return port->guest_in_flight + port->job_in_flight;
+}
+
+/* How many more requests of this queue the backend may get now. */
+static uint32_t port_room(const struct port_queue *queue)
+{
+    const struct port *port = queue->port;
+    uint32_t depth = port->info.queue_depth;
+    uint32_t room = depth - port_in_flight(port);
+    uint32_t share;
+
+    if (!queue->job) {
+        return room;
+    }
+    if (port->guest_waiting > 0) {
+        return 0;
+    }
+    share = port->guest_in_flight > 0 && depth > 1 ? depth / 2 : depth;
+    if (port->job_in_flight >= share) {
+        return 0;
+    }
+    return room < share - port->job_in_flight ? room : share - port->job_in_flight;
+}
+
+static bool port_queue_waiting(const struct port_queue *queue)
+{
+    return !list_empty(&queue->waiting) || (queue->job && !list_empty(&queue->port->urgent));
+}
+
+/* Put the queue on its ready list if invariant 4 wants it there. */
+static void port_kick(struct port_queue *queue)
+{
+    if (!queue->held && !list_linked(&queue->link) && port_queue_waiting(queue) &&
+        port_room(queue) > 0) {
+        list_append(queue->ready_list, &queue->link);
+    }
+}
+
+static void port_kick_all(struct port *port)
+{
+    if (port->guest_waiting > 0) {
+        for (uint32_t lane = 0; lane < port->ctx->lane_count; lane++) {
+            port_kick(&port->guest[lane]);
+        }
+    }
+    port_kick(&port->job);
+}
+
+static void port_prepare(struct port *port, struct request *request, uint32_t lane)
+{
+    CHECK(!request->queued);
+    request->port = port;
+    request->queued = true;
+    request->io.struct_size = sizeof request->io;
+    request->io.lane = lane;
+    for (size_t i = 0; i < ARRAY_COUNT(request->io.host); i++) {
+        request->io.host[i] = NULL;
+    }
+}
+
+void blkrepl__port_submit_guest(struct port *port, struct request *request, uint32_t lane)
+{
+    port_prepare(port, request, lane);
+    request->job = false;
+    list_append(&port->guest[lane].waiting, &request->link);
+    port->guest_waiting++;
+    port_kick(&port->guest[lane]);
+}
+
+void blkrepl__port_submit_job(struct port *port, struct request *request, bool urgent)
+{
+    port_prepare(port, request, 0);
+    request->job = true;
+    list_append(urgent ? &port->urgent : &port->job.waiting, &request->link);
+    port_kick(&port->job);
+}
+
+/* The owner takes back what the backend has not got. */
+bool blkrepl__port_withdraw(struct request *request)
+{
+    struct port *port = request->port;
+
+    if (!request->queued) {
+        return false;
+    }
+    list_remove(&request->link);
+    request->queued = false;
+    if (!request->job) {
+        port->guest_waiting--;
+    }
+    port_kick_all(port);
+    return true;
+}
+
+static struct list *port_queue_pop(struct port_queue *queue)
+{
+    struct list *link = queue->job ? list_pop(&queue->port->urgent) : NULL;
+
+    return link != NULL ? link : list_pop(&queue->waiting);
+}
+
+/* Take up to BATCH_MAX requests off the queue and make them live. */
+static uint32_t port_take_batch(struct port_queue *queue, blkrepl_io **ios)
+{
+    struct port *port = queue->port;
+    uint32_t room = port_room(queue);
+    uint32_t count = 0;
+
+    while (count < BATCH_MAX && count < room) {
+        struct list *link = port_queue_pop(queue);
+        struct request *request;
+
+        if (link == NULL) {
+            break;
+        }
+        request = CONTAINER_OF(link, struct request, link);
+        request->queued = false;
+        request->io.id = blkrepl__request_new_id(request);
+        atomic_store_explicit(&request->live_id, request->io.id, memory_order_release);
+        ios[count++] = &request->io;
+    }
+    if (queue->job) {
+        port->job_in_flight += count;
+    } else {
+        port->guest_in_flight += count;
+        port->guest_waiting -= count;
+    }
+    return count;
+}
+
+void blkrepl__port_flush(struct port_queue *queue)
+{
+    struct port *port = queue->port;
+    struct blkrepl_context *ctx = port->ctx;
+    blkrepl_io *ios[BATCH_MAX];
+    struct host_frame frame;
+    uint32_t count;
+
+    list_unlink(&queue->link);
+    count = port_take_batch(queue, ios);
+    if (count > 0) {
+        queue->held = true;
+        port->inside++;
+        pthread_mutex_unlock(&ctx->lock);
+        blkrepl__host_enter(&frame, ctx);
+        frame.submitting = true;
+        port->ops.submit(port->backend, queue->lane, ios, count);
+        blkrepl__host_leave(&frame);
+        pthread_mutex_lock(&ctx->lock);
+        blkrepl__collect_frame(ctx, &frame);
+        port->inside--;
+        queue->held = false;
+    }
+    port_kick(queue);
+    blkrepl__port_check_close(port);
+}
+
+void blkrepl__port_cancel(struct request *request)
+{
+    struct port *port = request->port;
+    uint64_t id = atomic_load_explicit(&request->live_id, memory_order_relaxed);
+    struct blkrepl_context *ctx;
+    struct host_frame frame;
+
+    if (id == 0 || port->ops.cancel == NULL) {
+        return;
+    }
+    ctx = port->ctx;
+    port->inside++;
+    pthread_mutex_unlock(&ctx->lock);
+    blkrepl__host_enter(&frame, ctx);
+    port->ops.cancel(port->backend, id);
+    blkrepl__host_leave(&frame);
+    pthread_mutex_lock(&ctx->lock);
+    port->inside--;
+    blkrepl__port_check_close(port);
+}
+
+void blkrepl__port_ended(struct request *request)
+{
+    struct port *port = request->port;
+
+    if (request->job) {
+        port->job_in_flight--;
+    } else {
+        port->guest_in_flight--;
+    }
+    port_kick_all(port);
+    blkrepl__port_check_close(port);
+}
+
+static bool port_idle(const struct port *port)
+{
+    return port_in_flight(port) == 0 && port->inside == 0 && port->guest_waiting == 0 &&
+           !port_queue_waiting(&port->job);
+}
+
+void blkrepl__port_check_close(struct port *port)
+{
+    if (port->dropped && !list_linked(&port->chore_link) && port_idle(port)) {
+        list_append(&port->ctx->closing, &port->chore_link);
+    }
+}
+
+void blkrepl__port_drop(struct port *port)
+{
+    port->dropped = true;
+    blkrepl__port_check_close(port);
+}
+
+void blkrepl__port_close(struct port *port)
+{
+    struct blkrepl_context *ctx = port->ctx;
+    struct host_frame frame;
+
+    list_unlink(&port->chore_link);
+    list_unlink(&port->job.link);
+    for (uint32_t lane = 0; lane < ctx->lane_count; lane++) {
+        list_unlink(&port->guest[lane].link);
+    }
+    pthread_mutex_unlock(&ctx->lock);
+    if (port->ops.close != NULL) {
+        blkrepl__host_enter(&frame, ctx);
+        port->ops.close(port->backend);
+        blkrepl__host_leave(&frame);
+    }
+    port->freed(port);
+    pthread_mutex_lock(&ctx->lock);
+    ctx->ports--;
+}

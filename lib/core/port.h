@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT */
+/* port.h - the door to one backend: submission queues, what is in flight, close.
+ *
+ * A port has one queue of guest requests per lane and one of job requests for
+ * lane 0.  Whoever leaves the library submits what is queued; one thread at a
+ * time holds a queue, others append and leave, so order within a queue is kept
+ * and nothing recurses.
+ *
+ * Invariants:
+ *   1. in_flight <= the backend's queue_depth.
+ *   2. Job requests are offered only when no guest request waits, and hold at
+ *      most half of the depth (at least 1) while guest requests are about.
+ *   3. A request is queued, or at the backend (live_id != 0), or completed and
+ *      not yet handled, or with its owner: one of these.
+ *   4. A queue is on its ready list if and only if it has something to submit,
+ *      the port has room for it, and nobody holds it.
+ *   5. The backend's close runs when nothing is queued or in flight, nobody is
+ *      inside the backend, and the owner has dropped the port. */
+#ifndef BLKREPL_CORE_PORT_H
+#define BLKREPL_CORE_PORT_H
+
+#include "core/pool.h"
+
+struct blkrepl_context;
+struct port;
+
+struct port_queue {
+    struct list link;    /* on the lane's (or the jobs') ready list */
+    struct list waiting; /* requests */
+    struct port *port;
+    struct list *ready_list;
+    uint32_t lane;
+    bool job;
+    bool held; /* somebody is submitting from it */
+};
+
+struct port {
+    /* Set once. */
+    struct blkrepl_context *ctx;
+    blkrepl_backend_ops ops;
+    void *backend;
+    blkrepl_backend_info info; /* defaults filled in */
+    struct port_queue *guest;  /* one per lane */
+    void (*freed)(struct port *port); /* called when the backend is closed */
+    /* Changed under the lock. */
+    struct port_queue job;
+    struct list urgent;      /* job requests that go before the others */
+    struct list chore_link;  /* on the context's closing list */
+    uint32_t guest_waiting;  /* in the guest queues */
+    uint32_t guest_in_flight;
+    uint32_t job_in_flight;
+    uint32_t inside; /* threads inside the backend */
+    bool dropped;
+};
+
+/* Set up a port over a backend; the queues of `guest` (one per lane) are the
+ * caller's memory. */
+void blkrepl__port_init(struct port *port, struct blkrepl_context *ctx, struct port_queue *guest);
+
+/* Queue a request.  request->io is complete but for id, lane and struct_size;
+ * request->ended and owner are set.  It goes to the guest queue of `lane`. */
+void blkrepl__port_submit_guest(struct port *port, struct request *request, uint32_t lane);
+/* The same for the job queue; urgent ones go before the others. */
+void blkrepl__port_submit_job(struct port *port, struct request *request, bool urgent);
+
+/* Take a request back that was not given to the backend yet; false if it is
+ * not queued any more. */
+bool blkrepl__port_withdraw(struct request *request);
+
+/* Tell the backend that a request is not wanted any more, if it has it.  Drops
+ * and retakes the lock. */
+void blkrepl__port_cancel(struct request *request);
+
+/* Give one batch of a ready queue to the backend.  Drops and retakes the lock. */
+void blkrepl__port_flush(struct port_queue *queue);
+
+/* Account for a request that the backend has completed. */
+void blkrepl__port_ended(struct request *request);
+
+/* The owner needs the port no more: the backend is closed when that is possible
+ * and then port->freed runs, without the lock. */
+void blkrepl__port_drop(struct port *port);
+
+/* Put a dropped port on the context's closing list if it is idle. */
+void blkrepl__port_check_close(struct port *port);
+
+/* Close the backend.  Drops and retakes the lock. */
+void blkrepl__port_close(struct port *port);
+
+#endif
