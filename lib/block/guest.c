@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: MIT */
+/* guest.c - the way of a guest request through an image.
+ *
+ * Reads, flushes and status go straight to the backend.  A write waits for its
+ * turn, passes the taps (jobs save old data), and is given to the backend, or
+ * to the host when it is a bracket.  Zeroes and discards of the through form
+ * pass the taps piece by piece.
+ *
+ * Invariants:
+ *   1. A write has a live range in all phases from QUEUED to GO; a request of
+ *      another kind never has one.
+ *   2. The range is `given` in GIVEN, GO_DUE and GO, and nowhere else.
+ *   3. The callback is on its lane's list in GO_DUE and ENDED, and nowhere else.
+ *
+ *   FREE -> QUEUED -> TAPPED -> GIVEN -> ENDED -> FREE         (through)
+ *                       ^  |      |        ^
+ *                       |  +------|--------+   a tap fails it
+ *                       +---------+            next piece of zeroes, discard
+ *   FREE -> QUEUED -> TAPPED -> GO_DUE -> GO -> FREE            (bracket)
+ *
+ *   FREE   -> QUEUED   blkrepl__guest_start   a write or a bracket
+ *   FREE   -> GIVEN    blkrepl__guest_start   anything else
+ *   QUEUED -> TAPPED   guest_queued           no earlier write overlaps
+ *   QUEUED -> ENDED    blkrepl__guest_cancel_wait
+ *   TAPPED -> GIVEN    guest_tapped           through, taps and copies let it pass
+ *   TAPPED -> GO_DUE   guest_tapped           bracket, the same
+ *   TAPPED -> ENDED    guest_tapped, blkrepl__guest_cancel_wait
+ *   GIVEN  -> TAPPED   guest_given            next piece of zeroes or discard
+ *   GIVEN  -> ENDED    guest_given            nothing left, or the backend failed
+ *   GO_DUE -> GO       guest_deliver_go       the host is told, or asked in begin
+ *   GO_DUE -> ENDED    blkrepl__guest_cancel_wait
+ *   GO     -> FREE     blkrepl__guest_end_bracket
+ *   ENDED  -> FREE     guest_deliver          the host is told
+ */
+#include "block/guest.h"
+
+#include <errno.h>
+
+#include "base/checked.h"
+#include "core/error.h"
+#include "core/step.h"
+
+static const uint32_t guest_next[GUEST_PHASE_COUNT] = {
+    [GUEST_FREE] = TO(GUEST_QUEUED) | TO(GUEST_GIVEN),
+    [GUEST_QUEUED] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
+    [GUEST_TAPPED] = TO(GUEST_GIVEN) | TO(GUEST_GO_DUE) | TO(GUEST_ENDED),
+    [GUEST_GIVEN] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
+    [GUEST_GO_DUE] = TO(GUEST_GO) | TO(GUEST_ENDED),
+    [GUEST_GO] = TO(GUEST_FREE),
+    [GUEST_ENDED] = TO(GUEST_FREE),
+};
+
+static enum step guest_queued(struct guest *guest);
+static enum step guest_tapped(struct guest *guest);
+static enum step guest_given(struct guest *guest);
+static void guest_deliver_go(struct callback *callback, struct delivery *out);
+static void guest_deliver(struct callback *callback, struct delivery *out);
+
+static enum step guest_step(struct guest *guest)
+{
+    switch (guest->phase) {
+    case GUEST_QUEUED:
+        return guest_queued(guest);
+    case GUEST_TAPPED:
+        return guest_tapped(guest);
+    case GUEST_GIVEN:
+        return guest_given(guest);
+    case GUEST_FREE:
+    case GUEST_GO_DUE:
+    case GUEST_GO:
+    case GUEST_ENDED:
+        return STEP_DONE;
+    case GUEST_PHASE_COUNT:
+        break;
+    }
+    UNREACHABLE();
+}
+
+static void guest_run(struct ready *ready)
+{
+    struct guest *guest = CONTAINER_OF(ready, struct guest, ready);
+
+    while (guest_step(guest) == STEP_AGAIN) {
+    }
+}
+
+static struct ranges *guest_ranges(const struct guest *guest)
+{
+    return &guest->image->leaf->ranges;
+}
+
+static void guest_queue_callback(struct guest *guest,
+                                 void (*deliver)(struct callback *, struct delivery *), bool alone)
+{
+    guest->callback.deliver = deliver;
+    guest->callback.alone = alone;
+    list_append(&guest->ctx->lanes[guest->lane].callbacks, &guest->callback.link);
+}
+
+/* The only writer of phase; keeps range->given in step with it. */
+static enum step guest_enter(struct guest *guest, enum guest_phase next)
+{
+    CHECK(guest_next[guest->phase] & TO(next));
+    guest->phase = next;
+    return STEP_AGAIN;
+}
+
+/* QUEUED: wait for the latest earlier write that overlaps; the earlier ones it
+ * waits for itself. */
+static enum step guest_queued(struct guest *guest)
+{
+    struct range *earlier = NULL;
+
+    if (range_live(&guest->range)) {
+        earlier = blkrepl__range_earlier_write(guest_ranges(guest), &guest->range);
+    }
+    if (earlier != NULL) {
+        range_wait(earlier, &guest->ready);
+        return STEP_WAIT;
+    }
+    return guest_enter(guest, GUEST_TAPPED);
+}
+
+/* Ask every tap that was attached before this write was first given. */
+static enum tap_answer guest_ask_taps(struct guest *guest, uint64_t start, uint64_t end)
+{
+    struct list *taps = &guest->image->taps;
+    uint64_t given_at = guest->range.given_at;
+
+    for (struct list *link = taps->next; link != taps; link = link->next) {
+        struct tap *tap = CONTAINER_OF(link, struct tap, link);
+        enum tap_answer answer;
+
+        if (given_at != 0 && given_at < tap->attached_at) {
+            continue;
+        }
+        guest->tap = tap;
+        answer = tap->before(tap, guest, start, end);
+        if (answer != TAP_PASS) {
+            return answer;
+        }
+    }
+    guest->tap = NULL;
+    return TAP_PASS;
+}
+
+static enum step guest_end(struct guest *guest, int result);
+
+/* The write may go: through to the backend, beside to the host. */
+static enum step guest_give(struct guest *guest)
+{
+    if (range_live(&guest->range)) {
+        guest->range.given = true;
+        if (guest->range.given_at == 0) {
+            guest->range.given_at = ++guest->ctx->instant;
+        }
+    }
+    if (!guest->beside) {
+        return guest_enter(guest, GUEST_GIVEN);
+    }
+    guest_enter(guest, GUEST_GO_DUE);
+    guest_queue_callback(guest, guest_deliver_go, true);
+    return STEP_WAIT;
+}
+
+/* TAPPED: jobs save the old data, then copies that are reading finish.  Whoever
+ * waited asks the taps again, for a new one may have been attached. */
+static enum step guest_tapped(struct guest *guest)
+{
+    struct range *copy;
+    uint64_t start;
+    uint64_t end;
+
+    if (!range_live(&guest->range) || (LIKELY(list_empty(&guest->image->taps)) &&
+                                       LIKELY(guest_ranges(guest)->tree.count == 1))) {
+        return guest_give(guest);
+    }
+    blkrepl__piece_range(guest, &start, &end);
+    switch (guest_ask_taps(guest, start, end)) {
+    case TAP_WAIT:
+        return STEP_WAIT;
+    case TAP_FAIL:
+        return guest_end(guest, guest->tap_error);
+    case TAP_SKIP:
+        blkrepl__piece_skip(guest);
+        return guest->done_bytes < guest->bytes ? STEP_AGAIN : guest_end(guest, 0);
+    case TAP_PASS:
+        break;
+    }
+    copy = blkrepl__range_active_copy(guest_ranges(guest), start, end);
+    if (copy != NULL) {
+        range_wait(copy, &guest->ready);
+        return STEP_WAIT;
+    }
+    return guest_give(guest);
+}
+
+/* GIVEN: the backend has a piece, or will get the next one. */
+static enum step guest_given(struct guest *guest)
+{
+    switch (blkrepl__piece_send(guest)) {
+    case PIECE_SENT:
+    case PIECE_WAIT:
+        return STEP_WAIT;
+    case PIECE_NONE:
+        break;
+    }
+    return guest_end(guest, 0);
+}
+
+/* The backend has completed a piece. */
+static void guest_io_ended(struct request *request)
+{
+    struct guest *guest = request->owner;
+    int rc = blkrepl__piece_ended(guest, request->io_result);
+
+    if (rc < 0) {
+        guest_end(guest, rc);
+        return;
+    }
+    if (range_live(&guest->range) && guest_pieces_tapped(guest) && !guest->patch_due &&
+        guest->done_bytes < guest->bytes) {
+        guest->range.given = false;
+        guest_enter(guest, GUEST_TAPPED);
+        blkrepl__range_wake(guest_ranges(guest), &guest->range);
+    }
+    guest_run(&guest->ready);
+}
+
+/* Leave whatever it waited for, and its range. */
+static void guest_withdraw(struct guest *guest)
+{
+    list_unlink(&guest->ready.link);
+    if (guest->tap != NULL) {
+        guest->tap->forget(guest->tap, guest);
+        guest->tap = NULL;
+    }
+    if (range_live(&guest->range)) {
+        blkrepl__range_end(guest_ranges(guest), &guest->range);
+        guest->image->writes--;
+    }
+    blkrepl__piece_drop(guest);
+}
+
+static enum step guest_end(struct guest *guest, int result)
+{
+    guest_withdraw(guest);
+    guest->result = result;
+    guest_enter(guest, GUEST_ENDED);
+    guest_queue_callback(guest, guest_deliver, false);
+    return STEP_DONE;
+}
+
+/* GO_DUE: a poll is about to tell the host. */
+static void guest_deliver_go(struct callback *callback, struct delivery *out)
+{
+    struct guest *guest = CONTAINER_OF(callback, struct guest, callback);
+
+    *out = (struct delivery){.done = guest->done};
+    guest_enter(guest, GUEST_GO);
+}
+
+/* ENDED: a poll is about to tell the host; the slot is free for the next. */
+static void guest_deliver(struct callback *callback, struct delivery *out)
+{
+    struct guest *guest = CONTAINER_OF(callback, struct guest, callback);
+
+    *out = (struct delivery){.done = guest->done, .result = guest->result};
+    blkrepl__guest_put(guest);
+}
+
+/* Discards shrink to whole blocks; the rest of a block is left alone. */
+static void guest_shrink_discard(struct guest *guest)
+{
+    uint64_t alignment = guest->image->leaf->port.info.request_alignment;
+    uint64_t end = guest->offset + guest->bytes;
+
+    if (end != image_bytes(guest->image)) {
+        end = align_down(end, alignment);
+    }
+    guest->offset = align_up(guest->offset, alignment);
+    guest->bytes = end > guest->offset ? end - guest->offset : 0;
+}
+
+static void guest_add_range(struct guest *guest)
+{
+    uint64_t alignment = guest->image->leaf->port.info.request_alignment;
+    uint64_t start = align_down(guest->offset, alignment);
+    uint64_t end = align_up(guest->offset + guest->bytes, alignment);
+
+    guest->range.kind = RANGE_WRITE;
+    blkrepl__range_add(guest_ranges(guest), &guest->range, start, end);
+    guest->image->writes++;
+}
+
+void blkrepl__guest_start(struct guest *guest)
+{
+    if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
+        guest_shrink_discard(guest);
+    }
+    if (guest->opcode == BLKREPL_OP_FLUSH) {
+        guest->flush_due = leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH);
+    }
+    if ((guest->flags & BLKREPL_IO_FUA) != 0 &&
+        (guest->image->leaf->port.info.flags & BLKREPL_BACKEND_FUA) == 0) {
+        guest->flush_due = leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH);
+    }
+    if (!guest->beside && blkrepl__piece_refused(guest)) {
+        guest_enter(guest, GUEST_GIVEN);
+        guest_end(guest, -ENOTSUP);
+        return;
+    }
+    if (guest_writes(guest) && guest->bytes > 0) {
+        guest_add_range(guest);
+    }
+    if (range_live(&guest->range) || guest->beside) {
+        guest_enter(guest, GUEST_QUEUED);
+    } else {
+        guest_enter(guest, GUEST_GIVEN);
+    }
+    guest_run(&guest->ready);
+}
+
+void blkrepl__guest_end_bracket(struct guest *guest)
+{
+    guest_withdraw(guest);
+    blkrepl__guest_put(guest);
+}
+
+void blkrepl__guest_cancel_wait(struct guest *guest)
+{
+    list_unlink(&guest->callback.link);
+    guest_end(guest, -ECANCELED);
+}
+
+static void guests_free(struct blkrepl_context *ctx)
+{
+    blkrepl__free(&ctx->alloc, ctx->guests);
+}
+
+int blkrepl__guests_prepare(struct blkrepl_context *ctx)
+{
+    uint64_t count = (uint64_t)ctx->lane_count * ctx->requests_max;
+    int rc = 0;
+
+    blkrepl__enter(ctx);
+    if (ctx->guests == NULL) {
+        ctx->guests = blkrepl__zalloc_array(&ctx->alloc, count, sizeof(struct guest));
+        ctx->guests_free = guests_free;
+        rc = ctx->guests != NULL ? 0 : blkrepl__fail(-ENOMEM, "image: no memory");
+    }
+    blkrepl__leave(ctx, 0);
+    return rc;
+}
+
+static struct guest *guest_of(struct blkrepl_context *ctx, uint32_t index)
+{
+    return (struct guest *)ctx->guests + index;
+}
+
+struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
+{
+    struct blkrepl_context *ctx = image->ctx;
+    struct lane *lane = &ctx->lanes[number];
+    struct request *request = blkrepl__request_take(&lane->requests);
+    struct guest *guest;
+
+    if (request == NULL) {
+        lane->room_wanted = true;
+        return NULL;
+    }
+    guest = guest_of(ctx, request->index);
+    guest->ctx = ctx;
+    guest->request = request;
+    guest->image = image;
+    guest->lane = number;
+    guest->ready.run = guest_run;
+    guest->done_bytes = 0;
+    guest->result = 0;
+    guest->flush_due = false;
+    guest->patch_due = false;
+    guest->tap = NULL;
+    guest->tap_error = 0;
+    guest->range.given_at = 0;
+    request->owner = guest;
+    request->ended = guest_io_ended;
+    image->requests++;
+    blkrepl__image_ref(image);
+    return guest;
+}
+
+void blkrepl__guest_put(struct guest *guest)
+{
+    struct blkrepl_image *image = guest->image;
+
+    CHECK(!range_live(&guest->range) && !list_linked(&guest->ready.link));
+    guest_enter(guest, GUEST_FREE);
+    guest->token = 0;
+    image->requests--;
+    blkrepl__guest_slot_put(guest->ctx, guest->lane, guest->request);
+    blkrepl__image_unref(image);
+}
+
+struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t token)
+{
+    uint64_t index = token & REQUEST_INDEX_MASK;
+    struct guest *guest;
+
+    if (token == 0 || ctx->guests == NULL ||
+        index >= (uint64_t)ctx->lane_count * ctx->requests_max) {
+        return NULL;
+    }
+    guest = guest_of(ctx, (uint32_t)index);
+    return guest->token == token ? guest : NULL;
+}
+
+void blkrepl__guest_fail_waiters(struct range *range, int error)
+{
+    for (struct list *link = range->waiters.next; link != &range->waiters; link = link->next) {
+        struct ready *ready = CONTAINER_OF(link, struct ready, link);
+
+        if (ready->run == guest_run) {
+            CONTAINER_OF(ready, struct guest, ready)->tap_error = error;
+        }
+    }
+}
+
+void blkrepl__guest_wake(struct guest *guest)
+{
+    blkrepl__ready_wake(guest->ctx, &guest->ready);
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/* image.h - an image: a leaf, the taps on its writes, and its users.
+ *
+ * A tap is how a job sees the writes of an image.  Every write passes the taps
+ * before it is given to the backend (or gets its GO); a tap may let it pass,
+ * make it wait, or fail it.  A tap does not see writes that were given before
+ * it was attached: they are concurrent with its point in time.
+ *
+ * refs: the host's handle, every guest request and bracket, every job.  When
+ * the last is gone the leaf's backend is closed and the image freed. */
+#ifndef BLKREPL_BLOCK_IMAGE_H
+#define BLKREPL_BLOCK_IMAGE_H
+
+#include "block/leaf.h"
+#include <libblkrepl/image.h>
+
+struct guest;
+struct tap;
+
+enum tap_answer {
+    TAP_PASS,
+    TAP_WAIT, /* the guest was put on a list and will be woken */
+    TAP_SKIP, /* a discard that is better not done */
+    TAP_FAIL  /* guest->tap_error says why */
+};
+
+struct tap {
+    struct list link;
+    uint64_t attached_at; /* instant */
+    /* Look at start..end of a write before it is given. */
+    enum tap_answer (*before)(struct tap *tap, struct guest *guest, uint64_t start, uint64_t end);
+    /* The guest that waits for this tap waits no more (it was cancelled). */
+    void (*forget)(struct tap *tap, struct guest *guest);
+};
+
+struct blkrepl_image {
+    /* Set once. */
+    struct blkrepl_context *ctx;
+    struct leaf *leaf;
+    uint64_t id;
+    bool read_only;
+    void *user;
+    void (*release)(void *user);
+    char name[BLKREPL_NAME_MAX + 1];
+    /* Changed under the lock. */
+    struct list taps;
+    uint32_t refs;
+    uint32_t requests; /* guest requests and brackets not yet ended */
+    uint32_t writes;   /* of these, the ones that change the medium */
+    uint32_t jobs_reading;
+    uint32_t jobs_writing;
+    struct callback gone; /* runs the release of user */
+};
+
+/* Make an image over a leaf; the caller's lock is not held.  The image owns the
+ * leaf if it succeeds.
+ * Returns: 0; -EINVAL; -ENOMEM; -ESHUTDOWN; BLKREPL_ERR_VERSION. */
+int blkrepl__image_create(struct blkrepl_context *ctx, struct leaf *leaf,
+                          const blkrepl_image_options *options, blkrepl_image **out);
+
+/* The release of an open that fails. */
+void blkrepl__image_options_release(const blkrepl_image_options *options);
+
+/* With the lock held. */
+void blkrepl__image_ref(struct blkrepl_image *image);
+void blkrepl__image_unref(struct blkrepl_image *image);
+
+/* Attach a tap at this instant; detach it. */
+void blkrepl__image_attach(struct blkrepl_image *image, struct tap *tap);
+void blkrepl__image_detach(struct tap *tap);
+
+static inline uint64_t image_bytes(const struct blkrepl_image *image)
+{
+    return image->leaf->port.info.bytes;
+}
+
+#endif
