@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: MIT */
+/* copy.h - the copy engine: moves a set of clusters from one image to another
+ * while the guest writes to the source.
+ *
+ * `todo` holds the clusters that nobody has taken yet.  A task takes a run of
+ * neighbouring clusters out of it, reads them, and writes them to the target.
+ * Background tasks are started by copy_pump(); urgent ones by the tap, when a
+ * guest wants to write to clusters that are still to do (copy-before-write).
+ *
+ * Old data are *saved* when the guest may overwrite them: once they are in a
+ * task's buffer, or, with hold_until_written, once they are on the target.
+ * Until then the task has a range in the source's ranges, and guest writes wait
+ * for it.
+ *
+ * Invariants:
+ *   1. A cluster is in todo, or in exactly one task, or settled.
+ *   2. While the tap is attached, no guest write is given over a cluster that is
+ *      in todo or in a task that has not saved it, unless it was given before
+ *      the tap was attached; and no task reads such a write's range before it
+ *      has ended.
+ *   3. A stopped engine holds nobody: it has no tap, no range, no waiter.
+ *   4. Nothing is allocated after copy_init. */
+#ifndef BLKREPL_JOB_COPY_H
+#define BLKREPL_JOB_COPY_H
+
+#include "block/guest.h"
+#include "block/image.h"
+#include "data/hbitmap.h"
+#include "data/ratelimit.h"
+#include "job/job.h"
+
+#define COPY_EXTENTS 32
+#define COPY_IOVS 8
+
+enum copy_task_state {
+    COPY_FREE,
+    COPY_CLAIMED, /* waits for guest writes in flight to end */
+    COPY_STATUS,  /* asks whether there are data */
+    COPY_READ,
+    COPY_WRITE,
+    COPY_TASK_STATE_COUNT
+};
+
+struct copy_task {
+    struct list link; /* on a free list, or on the active list */
+    struct copy *copy;
+    struct request *request;
+    struct ready ready;
+    unsigned char *buffer;
+    uint64_t buffer_bytes;
+    bool reserved; /* belongs to the reserve */
+    /* From the claim on. */
+    enum copy_task_state state;
+    bool urgent;
+    bool zero; /* reads as zero: nothing to read, zeroes to write */
+    uint32_t lane;
+    uint64_t start;
+    uint64_t end; /* not beyond the source's end */
+    uint64_t moved_bytes;
+    struct range range; /* live until the old data are saved */
+    blkrepl_iovec iov[COPY_IOVS];
+    blkrepl_extent extents[COPY_EXTENTS];
+};
+
+/* What is known of the source from here to there; holds until the end, since a
+ * cluster in todo does not change. */
+struct copy_known {
+    uint64_t start;
+    uint64_t end;
+    bool zero;
+};
+
+struct copy_config {
+    struct blkrepl_image *source;
+    struct blkrepl_image *target;
+    uint64_t cluster_bytes;
+    uint64_t chunk_bytes;
+    uint64_t reserve_bytes;
+    uint64_t cbw_timeout_ns;
+    uint32_t workers;
+    bool hold_until_written;
+    bool detect_zeroes;
+};
+
+struct copy {
+    /* Set once. */
+    struct blkrepl_job *job;
+    struct copy_config config;
+    struct copy_task *tasks;
+    uint32_t task_count;
+    unsigned char *memory;
+    uint64_t memory_bytes;
+    struct request *flush;
+    /* Changed by the engine. */
+    struct hbitmap todo;
+    uint64_t cursor; /* the next cluster that the pump looks at */
+    struct list free_workers;
+    struct list free_reserve;
+    struct list active;
+    uint32_t in_flight; /* requests given to ports */
+    bool stopped;
+    bool failed; /* stopped because of an error that is the job's result */
+    bool flushing;
+    bool flushed;
+    int flush_result;
+    bool settled_writes; /* no write from before the point in time is left */
+    bool probing;        /* a task asks the status of more than its own range */
+    bool zeroes_refused; /* the target has answered -ENOTSUP to ZEROES */
+    struct copy_known known[COPY_EXTENTS];
+    uint32_t known_count;
+    struct ratelimit rate;
+    struct timer rate_timer;
+    struct chore cancel_chore;
+    /* Changed by the tap. */
+    struct tap tap;
+    struct list starved;   /* struct ready of guests: no buffer is free */
+    struct list waiting;   /* struct guest.tap_link, by deadline */
+    struct timer cbw_timer;
+    /* Counters for the query. */
+    uint64_t bytes_done;
+    uint64_t zero_bytes;
+    uint64_t guest_copies_count;
+    uint64_t guest_copies_bytes;
+    uint64_t guest_waits_count;
+};
+
+/* Take all memory; todo is empty.  The lock is not held: this may take a while
+ * for a large image.  On failure call copy_free.
+ * Returns: 0; -EFBIG; -ENOMEM. */
+int blkrepl__copy_alloc(struct copy *copy, struct blkrepl_context *ctx,
+                        const struct copy_config *config);
+void blkrepl__copy_free(struct copy *copy, struct blkrepl_context *ctx);
+
+/* Count the memory against the context's budget and take request slots; with
+ * the lock held, all or nothing.
+ * Returns: 0; -ENOMEM. */
+int blkrepl__copy_reserve(struct copy *copy, struct blkrepl_job *job);
+void blkrepl__copy_unreserve(struct copy *copy);
+
+/* The point in time: the tap is live from here on. */
+void blkrepl__copy_attach(struct copy *copy);
+
+/* Start background copies, a bounded number; what cannot go on now will wake
+ * the job.  Returns false when nothing is left in todo. */
+bool blkrepl__copy_pump(struct copy *copy);
+
+/* Stop for good: release every guest, take back what is queued, ask backends to
+ * cancel.  Tasks at the backends are still active afterwards. */
+void blkrepl__copy_stop(struct copy *copy);
+
+/* Make the target durable; copy->flushed is set, and the job woken, when it
+ * has ended with copy->flush_result. */
+void blkrepl__copy_flush(struct copy *copy);
+
+/* The speed limit has changed. */
+void blkrepl__copy_set_speed(struct copy *copy);
+
+/* Whether nothing of the engine is at a backend or waits for it. */
+static inline bool copy_idle(const struct copy *copy)
+{
+    return list_empty(&copy->active) && !copy->flushing;
+}
+
+/* --- between copy.c, copy_task.c and copy_tap.c --------------------------- */
+
+/* Take clusters from bit `first` on, at most `most`, into a task and start it. */
+void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_t first,
+                              uint64_t count, bool urgent, uint32_t lane);
+/* A task for a guest: from the reserve, else a free worker; NULL if none. */
+struct copy_task *blkrepl__copy_reserve_task(struct copy *copy);
+/* Put a task back and let others have it. */
+void blkrepl__copy_task_free(struct copy_task *task);
+/* Drop a task's part in ranges and queues because the engine stops. */
+void blkrepl__copy_task_abandon(struct copy_task *task);
+/* Whether the status of all of start..end is known. */
+bool blkrepl__copy_known(const struct copy *copy, uint64_t start, uint64_t end);
+/* Whether all of start..end is known to read as zero. */
+bool blkrepl__copy_known_zero(const struct copy *copy, uint64_t start, uint64_t end);
+/* A request of a task has failed and the engine cannot go on. */
+void blkrepl__copy_fail(struct copy *copy, const struct job_error *error);
+
+void blkrepl__copy_tap_init(struct copy *copy);
+/* Release every guest that waits for this engine. */
+void blkrepl__copy_tap_release(struct copy *copy);
+/* A buffer is free: let the first starved guest try again. */
+void blkrepl__copy_kick_starved(struct copy *copy);
+
+#endif

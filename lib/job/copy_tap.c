@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: MIT */
+/* copy_tap.c - copy-before-write: guest writes over clusters that are still to
+ * do.
+ *
+ * A guest that has to wait is in one of two places: on the waiters of a task's
+ * range (its old data are being saved), or on `starved` (no buffer is free).
+ * All of them are on `waiting` as well, in the order of their deadlines, which
+ * are all equally long from the last copy that ended for them. */
+#include <errno.h>
+
+#include "job/copy.h"
+
+#include "base/checked.h"
+
+static void tap_unpark(struct guest *guest)
+{
+    list_unlink(&guest->tap_link);
+    guest->tap_starved = false;
+}
+
+/* Aim the timer at the first deadline. */
+static void tap_set_timer(struct copy *copy)
+{
+    const struct guest *first;
+
+    if (list_empty(&copy->waiting)) {
+        blkrepl__timer_clear(&copy->cbw_timer);
+        return;
+    }
+    first = CONTAINER_OF(copy->waiting.next, struct guest, tap_link);
+    if (!list_linked(&copy->cbw_timer.link) ||
+        copy->cbw_timer.deadline_ns != first->tap_deadline_ns) {
+        blkrepl__timer_set(&copy->job->ctx->timers, &copy->cbw_timer, first->tap_deadline_ns);
+    }
+}
+
+/* The guest waits from now on, or goes on waiting with its old deadline. */
+static enum tap_answer tap_park(struct copy *copy, struct guest *guest)
+{
+    uint64_t timeout = copy->config.cbw_timeout_ns;
+
+    if (list_linked(&guest->tap_link)) {
+        return TAP_WAIT;
+    }
+    if (timeout == BLKREPL_FOREVER) {
+        guest->tap_deadline_ns = BLKREPL_FOREVER;
+    } else {
+        uint64_t now = blkrepl__now(copy->job->ctx);
+
+        guest->tap_deadline_ns = timeout < BLKREPL_FOREVER - now ? now + timeout : BLKREPL_FOREVER;
+    }
+    list_append(&copy->waiting, &guest->tap_link);
+    tap_set_timer(copy);
+    return TAP_WAIT;
+}
+
+/* Whether anything in these clusters is still to be saved. */
+static bool tap_unsaved(const struct copy *copy, uint64_t start, uint64_t end)
+{
+    uint64_t cluster = copy->config.cluster_bytes;
+    uint64_t first = start / cluster;
+    uint64_t last = (end + cluster - 1) / cluster;
+
+    return blkrepl__hbitmap_next_set(&copy->todo, first, last) < last ||
+           blkrepl__range_copy_of(&copy->config.source->leaf->ranges, copy, start, end) != NULL;
+}
+
+/* Start copies of the clusters that are to do; false if the buffers are used
+ * up. */
+static bool tap_claim(struct copy *copy, const struct guest *guest, uint64_t start, uint64_t end)
+{
+    uint64_t cluster = copy->config.cluster_bytes;
+    uint64_t last = (end + cluster - 1) / cluster;
+    uint64_t bit = blkrepl__hbitmap_next_set(&copy->todo, start / cluster, last);
+
+    while (bit < last) {
+        struct copy_task *task = blkrepl__copy_reserve_task(copy);
+
+        if (task == NULL) {
+            return false;
+        }
+        blkrepl__copy_start_task(copy, task, bit, 1, true, guest->lane);
+        bit = blkrepl__hbitmap_next_set(&copy->todo, bit, last);
+    }
+    return true;
+}
+
+static enum tap_answer tap_fail(struct copy *copy, struct guest *guest)
+{
+    tap_unpark(guest);
+    tap_set_timer(copy);
+    blkrepl__copy_kick_starved(copy);
+    return TAP_FAIL;
+}
+
+/* The guest may go; if it had been woken for a buffer that it did not need, the
+ * next one may try. */
+static enum tap_answer tap_pass(struct copy *copy, struct guest *guest)
+{
+    tap_unpark(guest);
+    tap_set_timer(copy);
+    blkrepl__copy_kick_starved(copy);
+    return TAP_PASS;
+}
+
+static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t start,
+                                  uint64_t end)
+{
+    struct copy *copy = CONTAINER_OF(tap, struct copy, tap);
+    bool first = !list_linked(&guest->tap_link);
+    struct range *range;
+
+    if (guest->tap_error != 0) {
+        return tap_fail(copy, guest);
+    }
+    if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
+        return tap_unsaved(copy, start, end) ? TAP_SKIP : TAP_PASS;
+    }
+    if (!guest->tap_starved) {
+        tap_unpark(guest); /* a copy has ended for it: the time starts anew */
+    }
+    end = min_u64(end, image_bytes(copy->config.source));
+    guest->tap_starved = false;
+    if (!tap_claim(copy, guest, start, end)) {
+        guest->tap_starved = true;
+        list_append(&copy->starved, &guest->ready.link);
+        copy->guest_waits_count += first;
+        return tap_park(copy, guest);
+    }
+    range = blkrepl__range_copy_of(&copy->config.source->leaf->ranges, copy, start, end);
+    if (range == NULL) {
+        return tap_pass(copy, guest);
+    }
+    range_wait(range, &guest->ready);
+    copy->guest_waits_count += first;
+    blkrepl__copy_kick_starved(copy);
+    return tap_park(copy, guest);
+}
+
+static void tap_forget(struct tap *tap, struct guest *guest)
+{
+    struct copy *copy = CONTAINER_OF(tap, struct copy, tap);
+
+    tap_unpark(guest);
+    tap_set_timer(copy);
+    blkrepl__copy_kick_starved(copy);
+}
+
+/* The clusters that the guest waits for, and who makes it wait. */
+static struct job_error tap_timeout_error(const struct copy *copy, const struct guest *guest)
+{
+    const struct ranges *ranges = &copy->config.source->leaf->ranges;
+    const struct range *range = NULL;
+    struct job_error error = {.code = -ETIMEDOUT,
+                              .side = BLKREPL_SIDE_TARGET,
+                              .offset = guest->offset,
+                              .bytes = guest->bytes,
+                              .what = "write"};
+
+    if (!guest->tap_starved) {
+        range = blkrepl__range_copy_of(ranges, copy, guest->range.node.start,
+                                       guest->range.node.end);
+    }
+    if (range != NULL &&
+        CONTAINER_OF(range, struct copy_task, range)->state != COPY_WRITE) {
+        error.side = BLKREPL_SIDE_SOURCE;
+        error.what = "read";
+    }
+    return error;
+}
+
+/* The first guest on the list has waited too long. */
+static void tap_expired(struct timer *timer)
+{
+    struct copy *copy = CONTAINER_OF(timer, struct copy, cbw_timer);
+    uint64_t now = copy->job->ctx->now_ns;
+
+    while (!list_empty(&copy->waiting)) {
+        struct guest *guest = CONTAINER_OF(copy->waiting.next, struct guest, tap_link);
+        struct job_error error = tap_timeout_error(copy, guest);
+
+        if (guest->tap_deadline_ns > now) {
+            break;
+        }
+        if (!copy->config.hold_until_written) {
+            blkrepl__copy_fail(copy, &error);
+            return;
+        }
+        blkrepl__job_error(copy->job, &error);
+        guest->tap_error = -ETIMEDOUT;
+        tap_unpark(guest);
+        blkrepl__guest_wake(guest);
+    }
+    tap_set_timer(copy);
+}
+
+void blkrepl__copy_tap_init(struct copy *copy)
+{
+    copy->tap.before = tap_before;
+    copy->tap.forget = tap_forget;
+    list_init(&copy->starved);
+    list_init(&copy->waiting);
+    blkrepl__timer_init(&copy->job->ctx->timers, &copy->cbw_timer, tap_expired);
+}
+
+void blkrepl__copy_kick_starved(struct copy *copy)
+{
+    struct list *link;
+
+    if (list_empty(&copy->starved) ||
+        (list_empty(&copy->free_reserve) && list_empty(&copy->free_workers))) {
+        return;
+    }
+    link = list_pop(&copy->starved);
+    blkrepl__ready_wake(copy->job->ctx, CONTAINER_OF(link, struct ready, link));
+}
+
+void blkrepl__copy_tap_release(struct copy *copy)
+{
+    while (!list_empty(&copy->waiting)) {
+        struct guest *guest = CONTAINER_OF(copy->waiting.next, struct guest, tap_link);
+
+        tap_unpark(guest);
+        guest->tap = NULL;
+        blkrepl__guest_wake(guest);
+    }
+    tap_set_timer(copy);
+}

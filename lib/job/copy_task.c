@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: MIT */
+/* copy_task.c - the machine of one copy: a run of clusters on its way.
+ *
+ * Invariants:
+ *   1. A task that is not FREE is on the active list; its clusters are not in
+ *      todo.
+ *   2. Its range is live from the claim until the old data are saved: read, or
+ *      known to be zero, or (hold_until_written) written.
+ *   3. In STATUS, READ and WRITE its request is at a port, exactly once.
+ *
+ *   FREE -> CLAIMED -> STATUS -> READ -> WRITE -> FREE
+ *              |  |                 ^      ^ |
+ *              |  +-----------------+      | |
+ *              +---------------------------+ +- each step but FREE may end in FREE
+ *
+ *   FREE    -> CLAIMED  blkrepl__copy_start_task
+ *   CLAIMED -> STATUS   task_claimed   the source can tell, and we do not know yet
+ *   CLAIMED -> READ     task_claimed   otherwise
+ *   CLAIMED -> WRITE    task_claimed   known to be zero
+ *   CLAIMED -> FREE     blkrepl__copy_task_abandon
+ *   STATUS  -> READ     task_status    there are data
+ *   STATUS  -> WRITE    task_status    it reads as zero
+ *   STATUS  -> FREE     task_ended, abandoned or failed
+ *   READ    -> WRITE    task_read      all is in the buffer
+ *   READ    -> FREE     task_ended, abandoned or failed
+ *   WRITE   -> FREE     task_write     all is on the target; or failed, abandoned
+ */
+#include "job/copy.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+/* How far ahead the status is asked. */
+#define PROBE_BYTES (UINT64_C(1) << 30)
+
+static const uint32_t task_next[COPY_TASK_STATE_COUNT] = {
+    [COPY_FREE] = TO(COPY_CLAIMED),
+    [COPY_CLAIMED] = TO(COPY_STATUS) | TO(COPY_READ) | TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_STATUS] = TO(COPY_READ) | TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_READ] = TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_WRITE] = TO(COPY_FREE),
+};
+
+static void task_claimed(struct copy_task *task);
+static void task_status(struct copy_task *task);
+static void task_read(struct copy_task *task);
+static void task_write(struct copy_task *task);
+
+static void task_enter(struct copy_task *task, enum copy_task_state next)
+{
+    CHECK(task_next[task->state] & TO(next));
+    task->state = next;
+}
+
+static struct ranges *task_ranges(const struct copy_task *task)
+{
+    return &task->copy->config.source->leaf->ranges;
+}
+
+/* The guest may overwrite the old data now. */
+static void task_saved(struct copy_task *task)
+{
+    if (range_live(&task->range)) {
+        blkrepl__range_end(task_ranges(task), &task->range);
+    }
+}
+
+/* Give clusters from `end` on back to todo; whoever waits for them looks again. */
+static void task_shrink(struct copy_task *task, uint64_t end)
+{
+    struct copy *copy = task->copy;
+    uint64_t cluster = copy->config.cluster_bytes;
+    uint64_t first = end / cluster;
+    uint64_t last = (task->end + cluster - 1) / cluster;
+
+    blkrepl__hbitmap_set(&copy->todo, first, last - first);
+    task->end = end;
+    if (range_live(&task->range)) {
+        blkrepl__range_end(task_ranges(task), &task->range);
+        blkrepl__range_add(task_ranges(task), &task->range, task->start, end);
+        task->range.given = true;
+    }
+    copy->cursor = min_u64(copy->cursor, first);
+}
+
+static void task_free(struct copy_task *task)
+{
+    task_saved(task);
+    task_enter(task, COPY_FREE);
+    blkrepl__copy_task_free(task);
+}
+
+/* What the task has done is on the target. */
+static void task_settle(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    uint64_t bytes = task->end - task->start;
+
+    copy->bytes_done += bytes;
+    copy->zero_bytes += task->zero ? bytes : 0;
+    if (task->urgent) {
+        copy->guest_copies_count++;
+        copy->guest_copies_bytes += bytes;
+    }
+    task_free(task);
+}
+
+static void task_ended(struct request *request);
+
+/* Give the task's request to a port. */
+static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode,
+                        uint64_t offset, uint64_t bytes)
+{
+    blkrepl_io *io = &task->request->io;
+
+    io->opcode = opcode;
+    io->flags = task->urgent ? 0 : BLKREPL_IO_BACKGROUND;
+    if (opcode == BLKREPL_OP_ZEROES) {
+        io->flags |= BLKREPL_IO_MAY_UNMAP | BLKREPL_IO_NO_FALLBACK;
+    }
+    io->offset = offset;
+    io->bytes = bytes;
+    task->request->ended = task_ended;
+    task->request->owner = task;
+    task->copy->in_flight++;
+    if (port == &task->copy->config.source->leaf->port && task->urgent) {
+        blkrepl__port_submit_guest(port, task->request, task->lane);
+    } else {
+        blkrepl__port_submit_job(port, task->request, task->urgent);
+    }
+}
+
+/* STATUS: of the task's range, or far ahead when nobody waits for it and no
+ * write from before the point in time can change what we learn. */
+static void task_ask_status(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    uint64_t size = image_bytes(copy->config.source);
+    uint64_t end = task->end;
+
+    if (!task->urgent && copy->settled_writes && !copy->probing) {
+        end = min_u64(task->start + PROBE_BYTES, size);
+        copy->probing = true;
+    }
+    end = min_u64(align_up(end, copy->config.source->leaf->port.info.request_alignment), size);
+    memset(task->extents, 0, sizeof task->extents);
+    task->request->io.extents = task->extents;
+    task->request->io.extents_max = COPY_EXTENTS;
+    task->request->io.iov_count = 0;
+    task_enter(task, COPY_STATUS);
+    task_submit(task, &copy->config.source->leaf->port, BLKREPL_OP_STATUS, task->start,
+                end - task->start);
+}
+
+/* READ: the next part of the range into the buffer. */
+static void task_send_read(struct copy_task *task)
+{
+    struct port *port = &task->copy->config.source->leaf->port;
+    uint64_t left = task->end - task->start - task->moved_bytes;
+    uint64_t bytes = min_u64(left, port->info.transfer_bytes_max);
+
+    task->iov[0] = (blkrepl_iovec){.base = task->buffer + task->moved_bytes, .len = (size_t)bytes};
+    task->request->io.iov = task->iov;
+    task->request->io.iov_count = 1;
+    task_submit(task, port, BLKREPL_OP_READ, task->start + task->moved_bytes, bytes);
+}
+
+static void task_begin_read(struct copy_task *task)
+{
+    task->moved_bytes = 0;
+    task_enter(task, COPY_READ);
+    task_send_read(task);
+}
+
+/* Where the write to the target ends: the last block is filled up with zeroes
+ * if the target asks for whole blocks. */
+static uint64_t task_write_end(const struct copy_task *task)
+{
+    const blkrepl_backend_info *info = &task->copy->config.target->leaf->port.info;
+
+    return min_u64(align_up(task->end, info->request_alignment), info->bytes);
+}
+
+/* WRITE: the next part to the target. */
+static void task_send_write(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    struct leaf *leaf = copy->config.target->leaf;
+    const blkrepl_backend_info *info = &leaf->port.info;
+    blkrepl_io *io = &task->request->io;
+    uint64_t left = task_write_end(task) - task->start - task->moved_bytes;
+    uint64_t bytes = min_u64(left, info->transfer_bytes_max);
+    uint32_t opcode = BLKREPL_OP_WRITE;
+
+    io->iov = task->iov;
+    if (!task->zero) {
+        task->iov[0] =
+            (blkrepl_iovec){.base = task->buffer + task->moved_bytes, .len = (size_t)bytes};
+        io->iov_count = 1;
+    } else if (leaf_has(leaf, BLKREPL_OP_ZEROES) && !copy->zeroes_refused) {
+        opcode = BLKREPL_OP_ZEROES;
+        bytes = min_u64(left, info->zeroes_bytes_max);
+        io->iov_count = 0;
+    } else {
+        uint32_t most = info->iov_count_max < COPY_IOVS ? info->iov_count_max : COPY_IOVS;
+
+        bytes = blkrepl__iov_zeroes(task->iov, most, bytes, &io->iov_count);
+    }
+    task_submit(task, &leaf->port, opcode, task->start + task->moved_bytes, bytes);
+}
+
+static void task_begin_write(struct copy_task *task)
+{
+    uint64_t bytes = task->end - task->start;
+
+    if (!task->zero) {
+        memset(task->buffer + bytes, 0, (size_t)(task_write_end(task) - task->end));
+    }
+    if (!task->copy->config.hold_until_written) {
+        task_saved(task);
+    }
+    task->moved_bytes = 0;
+    task_enter(task, COPY_WRITE);
+    task_send_write(task);
+}
+
+/* CLAIMED: wait for guest writes that are in flight over the range. */
+static void task_claimed(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    struct range *write = blkrepl__range_copy_blocker(task_ranges(task), task->start, task->end,
+                                                      copy->tap.attached_at);
+
+    if (write != NULL) {
+        range_wait(write, &task->ready);
+        return;
+    }
+    task->range.given = true;
+    if (blkrepl__copy_known_zero(copy, task->start, task->end)) {
+        task->zero = true;
+        task_begin_write(task);
+    } else if (leaf_has(copy->config.source->leaf, BLKREPL_OP_STATUS) &&
+               !blkrepl__copy_known(copy, task->start, task->end)) {
+        task_ask_status(task);
+    } else {
+        if (task->end - task->start > task->buffer_bytes) {
+            task_shrink(task, task->start + task->buffer_bytes);
+        }
+        task_begin_read(task);
+    }
+}
+
+static void task_ready(struct ready *ready)
+{
+    task_claimed(CONTAINER_OF(ready, struct copy_task, ready));
+}
+
+/* How far from `start` on the extents say the same about whole clusters:
+ * zero only if every byte of the cluster reads as zero. */
+static uint64_t task_same_until(struct copy_task *task, bool *zero)
+{
+    uint64_t cluster = task->copy->config.cluster_bytes;
+    uint64_t at = task->start;
+    uint64_t zero_end = task->start;
+    uint64_t data_end;
+
+    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
+        if ((task->extents[i].flags & BLKREPL_EXTENT_ZERO) == 0) {
+            break;
+        }
+        at += task->extents[i].bytes;
+        zero_end = at;
+    }
+    zero_end = min_u64(zero_end, task->end);
+    if (zero_end < task->end) {
+        zero_end = align_down(zero_end, cluster);
+    }
+    *zero = zero_end > task->start;
+    if (*zero) {
+        return zero_end;
+    }
+    /* Data until the first extent of zeroes, rounded up to a cluster. */
+    data_end = task->start;
+    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
+        if ((task->extents[i].flags & BLKREPL_EXTENT_ZERO) != 0 && i > 0) {
+            break;
+        }
+        data_end += task->extents[i].bytes;
+    }
+    data_end = align_up(max_u64(data_end, task->start + 1), cluster);
+    return min_u64(data_end, task->end);
+}
+
+/* Keep what a look far ahead has told. */
+static void task_remember(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    uint64_t at = task->start;
+
+    copy->known_count = 0;
+    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
+        copy->known[copy->known_count++] = (struct copy_known){
+            .start = at,
+            .end = at + task->extents[i].bytes,
+            .zero = (task->extents[i].flags & BLKREPL_EXTENT_ZERO) != 0};
+        at += task->extents[i].bytes;
+    }
+}
+
+/* Whether the backend's list is one that can be believed. */
+static bool task_status_valid(const struct copy_task *task)
+{
+    uint64_t left = task->request->io.bytes;
+
+    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
+        if (task->extents[i].bytes > left) {
+            return false;
+        }
+        left -= task->extents[i].bytes;
+    }
+    return task->extents[0].bytes > 0;
+}
+
+/* STATUS has ended: it is data or zero; the part that differs goes back. */
+static void task_status(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    bool probe = task->request->io.bytes > task->end - task->start;
+    bool zero = false;
+    uint64_t end = min_u64(task->end, task->start + task->buffer_bytes);
+
+    if (task->request->io_result == 0 && task_status_valid(task)) {
+        end = task_same_until(task, &zero);
+        if (probe && copy->probing) {
+            task_remember(task);
+        }
+    } /* a status that failed or makes no sense: it is all data */
+    if (probe) {
+        copy->probing = false;
+    }
+    if (end < task->end) {
+        task_shrink(task, end);
+    }
+    task->zero = zero;
+    if (zero) {
+        task_begin_write(task);
+    } else {
+        task_begin_read(task);
+    }
+}
+
+/* READ: a part has come. */
+static void task_read(struct copy_task *task)
+{
+    task->moved_bytes += task->request->io.bytes;
+    if (task->moved_bytes < task->end - task->start) {
+        task_send_read(task);
+        return;
+    }
+    if (task->copy->config.detect_zeroes) {
+        task->zero = blkrepl__is_zero(task->buffer, (size_t)(task->end - task->start));
+    }
+    task_begin_write(task);
+}
+
+/* WRITE: a part is on the target. */
+static void task_write(struct copy_task *task)
+{
+    task->moved_bytes += task->request->io.bytes;
+    if (task->moved_bytes < task_write_end(task) - task->start) {
+        task_send_write(task);
+        return;
+    }
+    task_settle(task);
+}
+
+/* An urgent copy under guest-write-fails: the guest's write fails, the clusters
+ * are to be done again. */
+static void task_fail_guest(struct copy_task *task, const struct job_error *error)
+{
+    struct copy *copy = task->copy;
+    uint64_t cluster = copy->config.cluster_bytes;
+    uint64_t first = task->start / cluster;
+    uint64_t last = (task->end + cluster - 1) / cluster;
+
+    blkrepl__job_error(copy->job, error);
+    blkrepl__hbitmap_set(&copy->todo, first, last - first);
+    if (range_live(&task->range)) {
+        blkrepl__guest_fail_waiters(&task->range, error->code);
+    }
+    task_free(task);
+}
+
+static void task_failed(struct copy_task *task, int result)
+{
+    const blkrepl_io *io = &task->request->io;
+    bool writing = task->state == COPY_WRITE;
+    struct job_error error = {.code = result,
+                              .side = writing ? BLKREPL_SIDE_TARGET : BLKREPL_SIDE_SOURCE,
+                              .offset = io->offset,
+                              .bytes = io->bytes,
+                              .what = io->opcode == BLKREPL_OP_READ     ? "read"
+                                      : io->opcode == BLKREPL_OP_ZEROES ? "write of zeroes"
+                                                                        : "write"};
+
+    if (task->urgent && task->copy->config.hold_until_written) {
+        task_fail_guest(task, &error);
+        return;
+    }
+    blkrepl__copy_fail(task->copy, &error);
+    task_free(task);
+}
+
+/* The backend has completed the task's request. */
+static void task_ended(struct request *request)
+{
+    struct copy_task *task = request->owner;
+    struct copy *copy = task->copy;
+    int result = request->io_result;
+
+    copy->in_flight--;
+    if (copy->stopped) {
+        task_free(task);
+        return;
+    }
+    if (result == -ENOTSUP && request->io.opcode == BLKREPL_OP_ZEROES) {
+        copy->zeroes_refused = true;
+        task_send_write(task);
+        return;
+    }
+    if (result < 0 && task->state != COPY_STATUS) {
+        task_failed(task, result);
+        return;
+    }
+    switch (task->state) {
+    case COPY_STATUS:
+        task_status(task);
+        return;
+    case COPY_READ:
+        task_read(task);
+        return;
+    case COPY_WRITE:
+        task_write(task);
+        return;
+    case COPY_FREE:
+    case COPY_CLAIMED:
+    case COPY_TASK_STATE_COUNT:
+        break;
+    }
+    UNREACHABLE();
+}
+
+void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_t first,
+                              uint64_t count, bool urgent, uint32_t lane)
+{
+    uint64_t cluster = copy->config.cluster_bytes;
+
+    blkrepl__hbitmap_clear(&copy->todo, first, count);
+    list_append(&copy->active, &task->link);
+    task->ready.run = task_ready;
+    task->urgent = urgent;
+    task->zero = false;
+    task->lane = lane;
+    task->start = first * cluster;
+    task->end = min_u64((first + count) * cluster, image_bytes(copy->config.source));
+    task_enter(task, COPY_CLAIMED);
+    task->range.kind = RANGE_COPY;
+    task->range.owner = copy;
+    blkrepl__range_add(task_ranges(task), &task->range, task->start, task->end);
+    if (copy->job->speed_bytes_per_sec != 0 &&
+        !blkrepl__copy_known_zero(copy, task->start, task->end)) {
+        blkrepl__ratelimit_take(&copy->rate, task->end - task->start, copy->job->ctx->now_ns);
+    }
+    task_claimed(task);
+}
+
+void blkrepl__copy_task_abandon(struct copy_task *task)
+{
+    task_saved(task);
+    if (task->state == COPY_CLAIMED) {
+        list_unlink(&task->ready.link);
+        task_free(task);
+    } else if (blkrepl__port_withdraw(task->request)) {
+        task->copy->in_flight--;
+        task_free(task);
+    }
+}
