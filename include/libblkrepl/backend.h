@@ -84,18 +84,18 @@ enum blkrepl_io_flags {
  */
 typedef struct blkrepl_io {
     uint32_t struct_size;
-    uint32_t opcode; /* BLKREPL_OP_*                                         */
-    uint64_t id;     /* for blkrepl_io_complete() and cancel; never 0        */
+    uint32_t opcode; /* BLKREPL_OP_* */
+    uint64_t id;     /* for blkrepl_io_complete() and cancel; never 0 */
     uint64_t offset;
     uint64_t bytes;
-    uint64_t source_offset; /* COPY_FROM                                     */
-    uint32_t flags;         /* BLKREPL_IO_*                                  */
+    uint64_t source_offset; /* COPY_FROM */
+    uint32_t flags;         /* BLKREPL_IO_* */
     uint32_t lane;
     uint32_t iov_count;
     uint32_t extents_max;
     const blkrepl_iovec *iov;
     blkrepl_extent *extents;
-    void *source_user; /* COPY_FROM                                          */
+    void *source_user; /* COPY_FROM */
     void *host[4];
     void *reserved0;
 } blkrepl_io;
@@ -110,20 +110,20 @@ enum blkrepl_backend_flags {
 
 /** What a backend is like; filled by get_info, asked once at open. */
 typedef struct blkrepl_backend_info {
-    uint32_t struct_size;        /* set by the library                       */
-    uint32_t flags;              /* BLKREPL_BACKEND_*                        */
-    uint64_t bytes;              /* size of the disk, 0 .. 2^63-1            */
-    uint64_t transfer_bytes_max; /* longest READ or WRITE; 0: no limit       */
-    uint64_t zeroes_bytes_max;   /* longest ZEROES or DISCARD; 0: no limit   */
+    uint32_t struct_size;        /* set by the library */
+    uint32_t flags;              /* BLKREPL_BACKEND_* */
+    uint64_t bytes;              /* size of the disk, 0 .. 2^63-1 */
+    uint64_t transfer_bytes_max; /* longest READ or WRITE; 0: no limit */
+    uint64_t zeroes_bytes_max;   /* longest ZEROES or DISCARD; 0: no limit */
     uint32_t opcodes;            /* bit n set: opcode n is understood; READ is
-                                  * required, and WRITE unless READ_ONLY     */
-    uint32_t queue_depth;        /* requests in flight at most; 0: 64        */
-    uint32_t request_alignment;  /* power of two up to 64 KiB; 0: 1          */
+                                  * required, and WRITE unless READ_ONLY */
+    uint32_t queue_depth;        /* requests in flight at most; 0: 64 */
+    uint32_t request_alignment;  /* power of two up to 64 KiB; 0: 1 */
     uint32_t memory_alignment;   /* power of two up to 4 KiB; 0: 1; one that is
-                                  * larger than request_alignment raises it  */
-    uint32_t iov_count_max;      /* iovecs of a request at most; 0: 1024     */
+                                  * larger than request_alignment raises it */
+    uint32_t iov_count_max;      /* iovecs of a request at most; 0: 1024 */
     uint32_t cluster_bytes;      /* unit that should be written whole, power of
-                                  * two up to 16 MiB; 0: none                */
+                                  * two up to 16 MiB; 0: none */
 } blkrepl_backend_info;
 
 /**
@@ -143,8 +143,8 @@ typedef struct blkrepl_backend_info {
  * close: the last call; free `user`.  NULL: nothing to do.
  */
 typedef struct blkrepl_backend_ops {
-    uint32_t struct_size; /* sizeof *this                                    */
-    uint32_t flags;       /* 0                                               */
+    uint32_t struct_size; /* sizeof *this */
+    uint32_t flags;       /* 0 */
     int (*get_info)(void *user, blkrepl_backend_info *info);
     void (*submit)(void *user, uint32_t lane, blkrepl_io *const *ios, uint32_t count);
     void (*cancel)(void *user, uint64_t id);

@@ -35,27 +35,29 @@ enum blkrepl_backup_flags {
 
 /** Options of a backup. */
 typedef struct blkrepl_backup_options {
-    uint32_t struct_size;         /* sizeof *this                            */
-    uint32_t flags;               /* BLKREPL_BACKUP_*                        */
+    uint32_t struct_size;         /* sizeof *this */
+    uint32_t flags;               /* BLKREPL_BACKUP_* */
     const char *name;             /* NULL: "backup-<id>"; copied; unique among
-                                   * the jobs of the context                 */
-    void *user;                   /* the host's; in events and the query     */
+                                   * the jobs of the context */
+    void *user;                   /* the host's; in events and the query */
     void (*release)(void *user);  /* last use of user, once, in a poll of lane
                                    * 0 when the job is gone, or in the create
-                                   * that fails                              */
-    void *reserved1;              /* NULL                                    */
+                                   * that fails */
+    void *reserved1;              /* NULL */
     uint64_t cluster_bytes;       /* unit of copying: power of two, 4 KiB to
                                    * 16 MiB; 0: 64 KiB, or what source and
-                                   * target need if that is more             */
-    uint64_t speed_bytes_per_sec; /* 0: unlimited                            */
-    uint64_t chunk_bytes_max;     /* longest background copy; 0: 256 KiB     */
+                                   * target need if that is more */
+    uint64_t speed_bytes_per_sec; /* of the background work; copies made for the
+                                   * guest count but are never delayed; 0:
+                                   * unlimited */
+    uint64_t chunk_bytes_max;     /* longest background copy; 0: 256 KiB */
     uint64_t reserve_bytes;       /* buffers kept for copies that a guest
-                                   * waits for; 0: 16 MiB                    */
-    uint64_t cbw_timeout_ns;      /* 0: 30 s; BLKREPL_FOREVER: none          */
-    uint32_t workers_max;         /* background copies at once; 0: 8         */
-    uint32_t sync;                /* 0: BLKREPL_SYNC_FULL                    */
-    uint32_t on_cbw_error;        /* 0: BLKREPL_CBW_BACKUP_FAILS             */
-    uint32_t reserved0;           /* 0                                       */
+                                   * waits for; 0: 16 MiB */
+    uint64_t cbw_timeout_ns;      /* 0: 30 s; BLKREPL_FOREVER: none */
+    uint32_t workers_max;         /* background copies at once; 0: 8 */
+    uint32_t sync;                /* 0: BLKREPL_SYNC_FULL */
+    uint32_t on_cbw_error;        /* 0: BLKREPL_CBW_BACKUP_FAILS */
+    uint32_t reserved0;           /* 0 */
 } blkrepl_backup_options;
 
 /**
@@ -105,8 +107,7 @@ typedef struct blkrepl_backup_options {
  * Since:      0.1
  */
 BLKREPL_API int blkrepl_backup_create(blkrepl_image *source, blkrepl_image *target,
-                                      const blkrepl_backup_options *options,
-                                      blkrepl_job **out);
+                                      const blkrepl_backup_options *options, blkrepl_job **out);
 
 /**
  * Create a backup job and start it: blkrepl_backup_create(), then

@@ -92,9 +92,9 @@ enum blkrepl_extent_flags {
 
 /** One run of an image with the same status. */
 typedef struct blkrepl_extent {
-    uint64_t bytes;     /* 0 marks the end of a list that is not full        */
-    uint32_t flags;     /* BLKREPL_EXTENT_*                                  */
-    uint32_t reserved0; /* 0                                                 */
+    uint64_t bytes;     /* 0 marks the end of a list that is not full */
+    uint32_t flags;     /* BLKREPL_EXTENT_* */
+    uint32_t reserved0; /* 0 */
 } blkrepl_extent;
 
 BLKREPL_END_DECLS

@@ -60,8 +60,8 @@ BLKREPL_BEGIN_DECLS
  * power of two.  They return NULL when there is no memory.
  */
 typedef struct blkrepl_allocator {
-    uint32_t struct_size; /* sizeof *this                                    */
-    uint32_t flags;       /* 0                                               */
+    uint32_t struct_size; /* sizeof *this */
+    uint32_t flags;       /* 0 */
     void *user;
     void *(*alloc)(void *user, size_t bytes);
     void *(*zalloc)(void *user, size_t bytes);
@@ -96,8 +96,8 @@ enum blkrepl_log_level {
  * not block and must not call the library.
  */
 typedef struct blkrepl_hooks {
-    uint32_t struct_size; /* sizeof *this                                    */
-    uint32_t flags;       /* 0                                               */
+    uint32_t struct_size; /* sizeof *this */
+    uint32_t flags;       /* 0 */
     void *user;
     uint64_t (*clock_ns)(void *user);
     int (*entropy)(void *user, void *out, size_t bytes);
@@ -106,24 +106,24 @@ typedef struct blkrepl_hooks {
 
 /** Options of a context. */
 typedef struct blkrepl_context_options {
-    uint32_t struct_size;       /* sizeof *this                              */
-    uint32_t flags;             /* 0                                         */
-    uint32_t lane_count;        /* 0: 1; more: -ENOTSUP in this release      */
-    uint32_t requests_max;      /* guest requests and brackets at once, per
-                                 * lane; 0: 1024; at most 65536              */
-    uint32_t job_requests_max;  /* requests of all jobs at once; 0: 8192; at
-                                 * most 65536                                */
-    uint32_t callbacks_max;     /* callbacks per poll; 0: 256                */
-    uint32_t completions_max;   /* completions handled per call; 0: 256      */
-    uint32_t copies_max;        /* copies started per poll; 0: 16            */
-    uint32_t pool_threads_max;  /* of the file backend; 0: one per CPU, at
-                                 * most 4; at most 64                        */
-    uint32_t reserved0;         /* 0                                         */
-    uint64_t memory_bytes_max;  /* buffers of all jobs together; 0: 1 GiB    */
-    const blkrepl_allocator *allocator; /* NULL: malloc; copied              */
-    const blkrepl_hooks *hooks;         /* NULL: defaults; copied            */
-    blkrepl_event_sink on_event;        /* fn NULL: events are discarded     */
-    void *reserved1;                    /* 0                                 */
+    uint32_t struct_size;               /* sizeof *this */
+    uint32_t flags;                     /* 0 */
+    uint32_t lane_count;                /* 0: 1; more: -ENOTSUP in this release */
+    uint32_t requests_max;              /* guest requests and brackets at once, per
+                                         * lane; 0: 1024; at most 65536 */
+    uint32_t job_requests_max;          /* requests of all jobs at once; 0: 8192; at
+                                         * most 65536 */
+    uint32_t callbacks_max;             /* callbacks per poll; 0: 256 */
+    uint32_t completions_max;           /* completions handled per call; 0: 256 */
+    uint32_t copies_max;                /* copies started per poll; 0: 16 */
+    uint32_t pool_threads_max;          /* of the file backend; 0: one per CPU, at
+                                         * most 4; at most 64 */
+    uint32_t reserved0;                 /* 0 */
+    uint64_t memory_bytes_max;          /* buffers of all jobs together; 0: 1 GiB */
+    const blkrepl_allocator *allocator; /* NULL: malloc; copied */
+    const blkrepl_hooks *hooks;         /* NULL: defaults; copied */
+    blkrepl_event_sink on_event;        /* fn NULL: events are discarded */
+    void *reserved1;                    /* 0 */
 } blkrepl_context_options;
 
 /**
@@ -199,9 +199,9 @@ BLKREPL_API uint64_t blkrepl_context_now(blkrepl_context *ctx);
  * lane's requests to backends; runs waiting callbacks, at most callbacks_max
  * of them.  Then it returns; with timeout_ns > 0 and nothing to report it
  * first sleeps until there is, or until the time is over.  It may also return
- * 0 early, so call it in a loop; blkrepl_poll_wake() makes it return.  While a blocking poll has nothing to do it
- * may take part in the background work of the file backend, where that will
- * not block.
+ * 0 early, so call it in a loop; blkrepl_poll_wake() makes it return.  While a
+ * blocking poll has nothing to do it may take part in the background work of
+ * the file backend, where that will not block.
  *
  * One thread polls a lane at a time; a second one gets -EBUSY at once, so a
  * host with many threads gives lane 0 a thread of its own.

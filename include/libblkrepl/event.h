@@ -60,17 +60,17 @@ enum blkrepl_side {
 
 /** An event; valid only while the callback runs. */
 typedef struct blkrepl_event {
-    uint32_t struct_size; /* set by the library                              */
-    uint32_t type;        /* BLKREPL_EVENT_*                                 */
-    uint32_t object_kind; /* BLKREPL_OBJECT_*                                */
-    uint32_t side;        /* BLKREPL_SIDE_*, 0: none                         */
+    uint32_t struct_size; /* set by the library */
+    uint32_t type;        /* BLKREPL_EVENT_* */
+    uint32_t object_kind; /* BLKREPL_OBJECT_* */
+    uint32_t side;        /* BLKREPL_SIDE_*, 0: none */
     uint64_t object_id;
     uint64_t offset;
     uint64_t bytes;
-    uint64_t count; /* how many occurrences this delivery stands for, >= 1   */
-    int32_t error;  /* 0 or a negative code                                  */
+    uint64_t count; /* how many occurrences this delivery stands for, >= 1 */
+    int32_t error;  /* 0 or a negative code */
     uint32_t reserved0;
-    void *user; /* of the object; NULL for a lane                            */
+    void *user; /* of the object; NULL for a lane */
     void *reserved1;
 } blkrepl_event;
 

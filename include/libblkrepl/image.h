@@ -46,25 +46,25 @@ enum blkrepl_image_flags {
 
 /** Options of an image. */
 typedef struct blkrepl_image_options {
-    uint32_t struct_size; /* sizeof *this                                    */
-    uint32_t flags;       /* BLKREPL_IMAGE_*                                 */
-    const char *name;     /* for messages; NULL: "image-<id>"; copied        */
-    void *user;           /* the host's; see blkrepl_image_query()           */
+    uint32_t struct_size;        /* sizeof *this */
+    uint32_t flags;              /* BLKREPL_IMAGE_* */
+    const char *name;            /* for messages; NULL: "image-<id>"; copied */
+    void *user;                  /* the host's; see blkrepl_image_query() */
     void (*release)(void *user); /* last use of user, once, in a poll of lane 0
-                           * when the image is gone, or in the open that fails */
-    void *reserved0;      /* NULL                                            */
+                                  * when the image is gone, or in the open that fails */
+    void *reserved0;             /* NULL */
 } blkrepl_image_options;
 
 /** What is known of an image. */
 typedef struct blkrepl_image_info {
-    uint32_t struct_size;       /* in: sizeof *this                          */
-    uint32_t flags;             /* BLKREPL_IMAGE_READ_ONLY if so             */
-    uint64_t id;                /* never reused within the context           */
-    uint64_t bytes;             /* size; any number, 0 included              */
+    uint32_t struct_size;       /* in: sizeof *this */
+    uint32_t flags;             /* BLKREPL_IMAGE_READ_ONLY if so */
+    uint64_t id;                /* never reused within the context */
+    uint64_t bytes;             /* size; any number, 0 included */
     uint32_t request_alignment; /* what the beside form has to keep to; does
-                                 * not change                                */
+                                 * not change */
     uint32_t memory_alignment;
-    uint32_t cluster_bytes;     /* unit that should be written whole; 0: none */
+    uint32_t cluster_bytes;      /* unit that should be written whole; 0: none */
     uint32_t requests_in_flight; /* guest requests and brackets not yet ended */
     void *user;
     void *reserved0;
@@ -99,11 +99,11 @@ enum blkrepl_file_flags {
 
 /** Options of the file backend. */
 typedef struct blkrepl_file_options {
-    uint32_t struct_size; /* sizeof *this                                    */
-    uint32_t flags;       /* BLKREPL_FILE_*                                  */
-    uint64_t bytes;       /* with CREATE: the size wanted; otherwise 0       */
-    uint32_t mode;        /* with CREATE: permissions; 0: 0600               */
-    uint32_t queue_depth; /* 0: 64; at most 4096                             */
+    uint32_t struct_size; /* sizeof *this */
+    uint32_t flags;       /* BLKREPL_FILE_* */
+    uint64_t bytes;       /* with CREATE: the size wanted; otherwise 0 */
+    uint32_t mode;        /* with CREATE: permissions; 0: 0600 */
+    uint32_t queue_depth; /* 0: 64; at most 4096 */
 } blkrepl_file_options;
 
 /**
@@ -119,15 +119,15 @@ typedef struct blkrepl_file_options {
  * Ownership:  *out belongs to the caller; path is copied.
  * Thread:     any; may block as open(2) does.
  * Returns:    0; -EINVAL bad option; -ENOTSUP neither a file nor a block
- *             device; -EEXIST, -ENOENT, -EACCES or another errno of open(2),
+ *             device; -ENOSPC with CREATE: a block device is smaller than
+ *             `bytes`; -EEXIST, -ENOENT, -EACCES or another errno of open(2),
  *             fstat(2) or ftruncate(2); -ENOMEM; -ESHUTDOWN;
  *             BLKREPL_ERR_VERSION.
  * Since:      0.1
  */
 BLKREPL_API int blkrepl_image_open_file(blkrepl_context *ctx, const char *path,
                                         const blkrepl_file_options *file_options,
-                                        const blkrepl_image_options *options,
-                                        blkrepl_image **out);
+                                        const blkrepl_image_options *options, blkrepl_image **out);
 
 /**
  * Open an image that lives in memory and starts as zeroes.
@@ -269,8 +269,8 @@ BLKREPL_API int blkrepl_image_flush(blkrepl_image *image, uint32_t lane,
  * Since:      0.1
  */
 BLKREPL_API int blkrepl_image_status(blkrepl_image *image, uint32_t lane, uint64_t offset,
-                                     uint64_t bytes, blkrepl_extent *extents,
-                                     uint32_t extents_max, const blkrepl_completion *done);
+                                     uint64_t bytes, blkrepl_extent *extents, uint32_t extents_max,
+                                     const blkrepl_completion *done);
 
 /** The answer of a bracket that has to wait. */
 #define BLKREPL_WAIT 1
@@ -285,12 +285,12 @@ BLKREPL_API int blkrepl_image_status(blkrepl_image *image, uint32_t lane, uint64
  * FLUSH covers the writes whose end came before its begin.
  */
 typedef struct blkrepl_bracket {
-    uint32_t struct_size; /* sizeof *this                                    */
-    uint32_t opcode;      /* BLKREPL_OP_WRITE, _ZEROES, _DISCARD or _FLUSH   */
-    uint64_t offset;      /* multiple of the image's request alignment       */
-    uint64_t bytes;       /* likewise, or up to the end; FLUSH: both 0       */
+    uint32_t struct_size; /* sizeof *this */
+    uint32_t opcode;      /* BLKREPL_OP_WRITE, _ZEROES, _DISCARD or _FLUSH */
+    uint64_t offset;      /* multiple of the image's request alignment */
+    uint64_t bytes;       /* likewise, or up to the end; FLUSH: both 0 */
     uint32_t lane;
-    uint32_t flags;       /* BLKREPL_IO_FUA, BLKREPL_IO_MAY_UNMAP            */
+    uint32_t flags; /* BLKREPL_IO_FUA, BLKREPL_IO_MAY_UNMAP */
 } blkrepl_bracket;
 
 /**

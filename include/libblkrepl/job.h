@@ -83,29 +83,29 @@ enum blkrepl_cancel_flags {
 
 /** What is known of a job. */
 typedef struct blkrepl_job_info {
-    uint32_t struct_size; /* in: sizeof *this                                */
-    uint32_t kind;        /* BLKREPL_KIND_*                                  */
-    uint32_t state;       /* BLKREPL_JOB_CREATED ... _CONCLUDED              */
-    uint32_t result;      /* CONCLUDED: BLKREPL_RESULT_*; else 0             */
-    uint32_t flags;       /* BLKREPL_JOB_FLAG_*                              */
-    int32_t error;        /* FAILED: why; CANCELLED: -ECANCELED; else 0      */
-    uint32_t error_side;  /* of the first error: BLKREPL_SIDE_*; 0: none     */
-    uint32_t requests_in_flight; /* of the job, at the backends              */
-    uint64_t id;                 /* never reused within the context          */
-    uint64_t error_offset;       /* of the first error                       */
+    uint32_t struct_size;        /* in: sizeof *this */
+    uint32_t kind;               /* BLKREPL_KIND_* */
+    uint32_t state;              /* BLKREPL_JOB_CREATED ... _CONCLUDED */
+    uint32_t result;             /* CONCLUDED: BLKREPL_RESULT_*; else 0 */
+    uint32_t flags;              /* BLKREPL_JOB_FLAG_* */
+    int32_t error;               /* FAILED: why; CANCELLED: -ECANCELED; else 0 */
+    uint32_t error_side;         /* of the first error: BLKREPL_SIDE_*; 0: none */
+    uint32_t requests_in_flight; /* of the job, at the backends */
+    uint64_t id;                 /* never reused within the context */
+    uint64_t error_offset;       /* of the first error */
     uint64_t error_bytes;
-    uint64_t error_count;  /* failed requests                                */
-    uint64_t bytes_done;   /* settled: on the target, or known to need no copy */
-    uint64_t bytes_total;  /* equal to bytes_done only at the end of success */
-    uint64_t speed_bytes_per_sec;     /* limit; 0: unlimited                 */
-    uint64_t guest_copies_count;      /* copied because the guest wrote there */
+    uint64_t error_count;         /* failed requests */
+    uint64_t bytes_done;          /* settled: on the target, or known to need no copy */
+    uint64_t bytes_total;         /* equal to bytes_done only at the end of success */
+    uint64_t speed_bytes_per_sec; /* limit; 0: unlimited */
+    uint64_t guest_copies_count;  /* copied because the guest wrote there */
     uint64_t guest_copies_bytes;
-    uint64_t guest_waits_count;       /* guest writes that had to wait       */
-    uint64_t zero_bytes;              /* of bytes_done: holes and zeroes     */
+    uint64_t guest_waits_count; /* guest writes whose old data had to be saved first */
+    uint64_t zero_bytes;        /* of bytes_done: holes and zeroes */
     void *user;
     void *reserved0;
     char name[64];
-    char message[256]; /* of the first error; "" if there was none           */
+    char message[256]; /* of the first error; "" if there was none */
 } blkrepl_job_info;
 
 /**

@@ -299,6 +299,9 @@ static int file_grow(struct file *file, uint64_t bytes)
     if (file->bytes >= bytes) {
         return 0;
     }
+    if (file->device) {
+        return -ENOSPC;
+    }
     if ((uint64_t)(off_t)bytes != bytes) {
         return -EFBIG;
     }

@@ -14,12 +14,9 @@ static bool bracket_opcode_valid(const blkrepl_bracket *what)
     switch (what->opcode) {
     case BLKREPL_OP_WRITE:
     case BLKREPL_OP_ZEROES:
-    case BLKREPL_OP_DISCARD:
-        return true;
-    case BLKREPL_OP_FLUSH:
-        return what->offset == 0 && what->bytes == 0;
-    default:
-        return false;
+    case BLKREPL_OP_DISCARD: return true;
+    case BLKREPL_OP_FLUSH: return what->offset == 0 && what->bytes == 0;
+    default: return false;
     }
 }
 
@@ -169,9 +166,8 @@ int blkrepl_write_begin(blkrepl_image *image, const blkrepl_bracket *what,
     return rc;
 }
 
-int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result,
-                      const blkrepl_iovec *data, uint32_t iov_count,
-                      const blkrepl_completion *done)
+int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result, const blkrepl_iovec *data,
+                      uint32_t iov_count, const blkrepl_completion *done)
 {
     struct guest *guest;
     uint32_t lane = 0;

@@ -33,10 +33,10 @@ struct pool_client {
 
 /* What the pool is doing; for tests and traces. */
 struct file_pool_stats {
-    uint32_t threads; /* started                                             */
+    uint32_t threads; /* started */
     uint32_t sleeping;
     uint32_t queued;
-    uint64_t wakes; /* sleepers woken so far                                 */
+    uint64_t wakes; /* sleepers woken so far */
 };
 
 /* threads_max 0: one per CPU this thread may use, at most 4.
@@ -51,8 +51,9 @@ void blkrepl__file_pool_free(struct file_pool *pool);
 /* Append a request to a batch, which is an empty queue at first. */
 void blkrepl__file_pool_batch(struct pool_queue *batch, struct pool_client *client, blkrepl_io *io);
 
-/* Queue a batch, which is empty afterwards, and wake or start as many threads as it has work for.  Where no
- * thread can be had at all, the caller's does the work. */
+/* Queue a batch, which is empty afterwards, and wake or start as many threads
+ * as it has work for.  Where no thread can be had at all, the caller's does the
+ * work. */
 void blkrepl__file_pool_add(struct file_pool *pool, struct pool_queue *batch);
 
 /* Say that there was a guest request, also one that did not come to the pool:

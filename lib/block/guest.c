@@ -59,19 +59,14 @@ static void guest_deliver(struct callback *callback, struct delivery *out);
 static enum step guest_step(struct guest *guest)
 {
     switch (guest->phase) {
-    case GUEST_QUEUED:
-        return guest_queued(guest);
-    case GUEST_TAPPED:
-        return guest_tapped(guest);
-    case GUEST_GIVEN:
-        return guest_given(guest);
+    case GUEST_QUEUED: return guest_queued(guest);
+    case GUEST_TAPPED: return guest_tapped(guest);
+    case GUEST_GIVEN: return guest_given(guest);
     case GUEST_FREE:
     case GUEST_GO_DUE:
     case GUEST_GO:
-    case GUEST_ENDED:
-        return STEP_DONE;
-    case GUEST_PHASE_COUNT:
-        break;
+    case GUEST_ENDED: return STEP_DONE;
+    case GUEST_PHASE_COUNT: break;
     }
     UNREACHABLE();
 }
@@ -171,21 +166,18 @@ static enum step guest_tapped(struct guest *guest)
     uint64_t start;
     uint64_t end;
 
-    if (!range_live(&guest->range) || (LIKELY(list_empty(&guest->image->taps)) &&
-                                       LIKELY(guest_ranges(guest)->tree.count == 1))) {
+    if (!range_live(&guest->range) ||
+        (LIKELY(list_empty(&guest->image->taps)) && LIKELY(guest_ranges(guest)->tree.count == 1))) {
         return guest_give(guest);
     }
     blkrepl__piece_range(guest, &start, &end);
     switch (guest_ask_taps(guest, start, end)) {
-    case TAP_WAIT:
-        return STEP_WAIT;
-    case TAP_FAIL:
-        return guest_end(guest, guest->tap_error);
+    case TAP_WAIT: return STEP_WAIT;
+    case TAP_FAIL: return guest_end(guest, guest->tap_error);
     case TAP_SKIP:
         blkrepl__piece_skip(guest);
         return guest->done_bytes < guest->bytes ? STEP_AGAIN : guest_end(guest, 0);
-    case TAP_PASS:
-        break;
+    case TAP_PASS: break;
     }
     copy = blkrepl__range_active_copy(guest_ranges(guest), start, end);
     if (copy != NULL) {
@@ -200,10 +192,8 @@ static enum step guest_given(struct guest *guest)
 {
     switch (blkrepl__piece_send(guest)) {
     case PIECE_SENT:
-    case PIECE_WAIT:
-        return STEP_WAIT;
-    case PIECE_NONE:
-        break;
+    case PIECE_WAIT: return STEP_WAIT;
+    case PIECE_NONE: break;
     }
     return guest_end(guest, 0);
 }

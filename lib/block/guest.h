@@ -12,24 +12,24 @@
 #define GUEST_IOVS 8
 
 enum guest_phase {
-    GUEST_FREE,    /* the slot is not in use */
-    GUEST_QUEUED,  /* waits for earlier overlapping writes */
-    GUEST_TAPPED,  /* waits for its taps, or for active copies */
-    GUEST_GIVEN,   /* the backend has it, or will get it */
-    GUEST_GO_DUE,  /* bracket: the callback with its GO waits for a poll */
-    GUEST_GO,      /* bracket: the host has it */
-    GUEST_ENDED,   /* its callback waits for a poll */
+    GUEST_FREE,   /* the slot is not in use */
+    GUEST_QUEUED, /* waits for earlier overlapping writes */
+    GUEST_TAPPED, /* waits for its taps, or for active copies */
+    GUEST_GIVEN,  /* the backend has it, or will get it */
+    GUEST_GO_DUE, /* bracket: the callback with its GO waits for a poll */
+    GUEST_GO,     /* bracket: the host has it */
+    GUEST_ENDED,  /* its callback waits for a poll */
     GUEST_PHASE_COUNT
 };
 
 /* How the next piece of a request goes to the backend. */
 enum piece_kind {
-    PIECE_DIRECT, /* as it is, from the caller's memory */
-    PIECE_READ,   /* bounced read, or the read of a read-modify-write */
-    PIECE_WRITE,  /* bounced write */
-    PIECE_ZEROES, /* ZEROES or DISCARD */
+    PIECE_DIRECT,       /* as it is, from the caller's memory */
+    PIECE_READ,         /* bounced read, or the read of a read-modify-write */
+    PIECE_WRITE,        /* bounced write */
+    PIECE_ZEROES,       /* ZEROES or DISCARD */
     PIECE_ZERO_BUFFERS, /* ZEROES by writing */
-    PIECE_FLUSH   /* the flush after a write with FUA */
+    PIECE_FLUSH         /* the flush after a write with FUA */
 };
 
 struct guest {

@@ -41,10 +41,9 @@ static int call_check(const struct blkrepl_image *image, const struct guest_call
                              call->flags & ~call->flags_known);
     }
     if (!range_inside(call->offset, call->bytes, image_bytes(image))) {
-        return blkrepl__fail(-EINVAL,
-                             "image \"%s\": %" PRIu64 "+%" PRIu64 " is not inside its %" PRIu64
-                             " bytes", image->name, call->offset, call->bytes,
-                             image_bytes(image));
+        return blkrepl__fail(
+            -EINVAL, "image \"%s\": %" PRIu64 "+%" PRIu64 " is not inside its %" PRIu64 " bytes",
+            image->name, call->offset, call->bytes, image_bytes(image));
     }
     if (call_changes(call) && image->read_only) {
         return blkrepl__fail(-EROFS, "image \"%s\": read-only", image->name);
@@ -144,16 +143,16 @@ int blkrepl_image_write(blkrepl_image *image, uint32_t lane, uint64_t offset,
     return rc < 0 ? rc : call_submit(image, &call, done);
 }
 
-int blkrepl_image_write_zeroes(blkrepl_image *image, uint32_t lane, uint64_t offset,
-                               uint64_t bytes, uint32_t flags, const blkrepl_completion *done)
+int blkrepl_image_write_zeroes(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                               uint32_t flags, const blkrepl_completion *done)
 {
-    struct guest_call call = {
-        .lane = lane,
-        .opcode = BLKREPL_OP_ZEROES,
-        .flags = flags,
-        .flags_known = BLKREPL_IO_FUA | BLKREPL_IO_MAY_UNMAP | BLKREPL_IO_NO_FALLBACK,
-        .offset = offset,
-        .bytes = bytes};
+    struct guest_call call = {.lane = lane,
+                              .opcode = BLKREPL_OP_ZEROES,
+                              .flags = flags,
+                              .flags_known =
+                                  BLKREPL_IO_FUA | BLKREPL_IO_MAY_UNMAP | BLKREPL_IO_NO_FALLBACK,
+                              .offset = offset,
+                              .bytes = bytes};
 
     return call_submit(image, &call, done);
 }

@@ -31,8 +31,7 @@ static int image_check_options(const blkrepl_image_options *options, blkrepl_ima
         return blkrepl__fail(-EINVAL, "image: unknown flags or a reserved field is not 0");
     }
     if (copy->name != NULL && strlen(copy->name) > BLKREPL_NAME_MAX) {
-        return blkrepl__fail(-EINVAL, "image: the name is longer than %d bytes",
-                             BLKREPL_NAME_MAX);
+        return blkrepl__fail(-EINVAL, "image: the name is longer than %d bytes", BLKREPL_NAME_MAX);
     }
     return 0;
 }

@@ -27,11 +27,13 @@ static int open_pool(struct blkrepl_context *ctx, struct file_pool **out)
     int rc = 0;
 
     blkrepl__enter(ctx);
-    if (ctx->helper.user == NULL) {
+    if (ctx->shut) {
+        rc = -ESHUTDOWN;
+    } else if (ctx->helper.user == NULL) {
         rc = blkrepl__file_pool_create(&ctx->alloc, ctx->pool_threads_max, &pool);
         if (rc == 0) {
-            ctx->helper = (struct helper){
-                .user = pool, .help = open_pool_help, .free = open_pool_free};
+            ctx->helper =
+                (struct helper){.user = pool, .help = open_pool_help, .free = open_pool_free};
         }
     }
     *out = ctx->helper.user;
@@ -46,8 +48,8 @@ static bool open_read_only(const blkrepl_image_options *options)
 }
 
 static int open_file(blkrepl_context *ctx, const char *path,
-                     const blkrepl_file_options *file_options,
-                     const blkrepl_image_options *options, blkrepl_image **out)
+                     const blkrepl_file_options *file_options, const blkrepl_image_options *options,
+                     blkrepl_image **out)
 {
     blkrepl_file_options file;
     struct file_backend *backend;
@@ -94,8 +96,6 @@ int blkrepl_image_open_file(blkrepl_context *ctx, const char *path,
     }
     if (ctx == NULL || path == NULL || out == NULL) {
         blkrepl__fail(rc, "image: context, path or out is NULL");
-    } else if (ctx->shut) {
-        rc = blkrepl__fail(-ESHUTDOWN, "image: the context is being freed");
     } else {
         rc = open_file(ctx, path, file_options, options, out);
     }

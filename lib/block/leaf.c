@@ -69,8 +69,7 @@ static int leaf_check_info(const blkrepl_backend_info *info)
         needed |= 1u << BLKREPL_OP_WRITE;
     }
     if (info->bytes > BLKREPL_IMAGE_BYTES_MAX) {
-        return blkrepl__fail(-EINVAL, "backend: size %" PRIu64 " is more than 2^63-1",
-                             info->bytes);
+        return blkrepl__fail(-EINVAL, "backend: size %" PRIu64 " is more than 2^63-1", info->bytes);
     }
     if ((info->opcodes & needed) != needed) {
         return blkrepl__fail(-EINVAL, "backend: READ, and WRITE unless read-only, are required");
@@ -92,8 +91,8 @@ static int leaf_check_info(const blkrepl_backend_info *info)
     return 0;
 }
 
-static int leaf_ask_info(struct blkrepl_context *ctx, const blkrepl_backend_ops *ops,
-                         void *backend, blkrepl_backend_info *info)
+static int leaf_ask_info(struct blkrepl_context *ctx, const blkrepl_backend_ops *ops, void *backend,
+                         blkrepl_backend_info *info)
 {
     struct host_frame frame;
     int rc;
@@ -136,8 +135,8 @@ static struct leaf *leaf_alloc(struct blkrepl_context *ctx, bool bounces)
     leaf->port.guest =
         blkrepl__zalloc_array(&ctx->alloc, ctx->lane_count, sizeof *leaf->port.guest);
     if (bounces) {
-        leaf->bounce_memory = blkrepl__buffer_alloc(
-            &ctx->alloc, LEAF_BOUNCE_BYTES, (size_t)LEAF_BOUNCE_BYTES * LEAF_BOUNCE_COUNT);
+        leaf->bounce_memory = blkrepl__buffer_alloc(&ctx->alloc, LEAF_BOUNCE_BYTES,
+                                                    (size_t)LEAF_BOUNCE_BYTES * LEAF_BOUNCE_COUNT);
     }
     if (leaf->port.guest == NULL || (bounces && leaf->bounce_memory == NULL)) {
         blkrepl__leaf_free(leaf);
@@ -146,8 +145,8 @@ static struct leaf *leaf_alloc(struct blkrepl_context *ctx, bool bounces)
     return leaf;
 }
 
-int blkrepl__leaf_create(struct blkrepl_context *ctx, const blkrepl_backend_ops *ops,
-                         void *backend, struct leaf **out)
+int blkrepl__leaf_create(struct blkrepl_context *ctx, const blkrepl_backend_ops *ops, void *backend,
+                         struct leaf **out)
 {
     blkrepl_backend_info info;
     blkrepl_backend_ops copy;
@@ -180,8 +179,7 @@ void blkrepl__leaf_free(struct leaf *leaf)
 {
     const struct alloc *alloc = &leaf->port.ctx->alloc;
 
-    blkrepl__buffer_free(alloc, leaf->bounce_memory,
-                         (size_t)LEAF_BOUNCE_BYTES * LEAF_BOUNCE_COUNT);
+    blkrepl__buffer_free(alloc, leaf->bounce_memory, (size_t)LEAF_BOUNCE_BYTES * LEAF_BOUNCE_COUNT);
     blkrepl__free(alloc, leaf->port.guest);
     blkrepl__free(alloc, leaf);
 }

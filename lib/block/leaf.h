@@ -20,15 +20,15 @@ struct leaf {
     /* Changed under the lock. */
     bool zeroes_refused; /* ZEROES has answered -ENOTSUP */
     unsigned char *bounce_memory;
-    uint32_t bounce_free; /* bit n: buffer n is free */
+    uint32_t bounce_free;       /* bit n: buffer n is free */
     struct list bounce_waiters; /* struct ready */
 };
 
 /* Ask a backend for its info and make a leaf over it.  No lock is held.
  * Returns: 0; -EINVAL the table or the info is bad; -ENOMEM; get_info's code;
  *          BLKREPL_ERR_VERSION. */
-int blkrepl__leaf_create(struct blkrepl_context *ctx, const blkrepl_backend_ops *ops,
-                         void *backend, struct leaf **out);
+int blkrepl__leaf_create(struct blkrepl_context *ctx, const blkrepl_backend_ops *ops, void *backend,
+                         struct leaf **out);
 /* Free a leaf that was never used, without closing its backend. */
 void blkrepl__leaf_free(struct leaf *leaf);
 

@@ -70,8 +70,8 @@ static bool piece_partial(const struct guest *guest)
 static void piece_plan_bounce(struct guest *guest, uint64_t bytes)
 {
     guest->piece_bytes = bytes;
-    guest->piece = guest->opcode == BLKREPL_OP_READ || piece_partial(guest) ? PIECE_READ
-                                                                            : PIECE_WRITE;
+    guest->piece =
+        guest->opcode == BLKREPL_OP_READ || piece_partial(guest) ? PIECE_READ : PIECE_WRITE;
 }
 
 /* The next piece touches a part of a block only: plan it and say so. */
@@ -118,8 +118,8 @@ static void piece_plan_data(struct guest *guest)
     if (piece_plan_edge(guest)) {
         return;
     }
-    bytes = blkrepl__iov_slice(&guest->cursor, want, info->memory_alignment, guest->piece_iov,
-                               most, &used);
+    bytes = blkrepl__iov_slice(&guest->cursor, want, info->memory_alignment, guest->piece_iov, most,
+                               &used);
     bytes = piece_cut(guest, pos, bytes);
     if (bytes == 0) {
         piece_plan_bounce(guest, piece_cut(guest, pos, min_u64(want, LEAF_BOUNCE_BYTES)));
@@ -138,8 +138,7 @@ static bool piece_plan_whole(struct guest *guest)
     const struct iov_cursor *at = &guest->cursor;
 
     if (guest->done_bytes > 0 || guest->bytes > info->transfer_bytes_max ||
-        at->count > info->iov_count_max ||
-        (guest->offset & (info->request_alignment - 1)) != 0 ||
+        at->count > info->iov_count_max || (guest->offset & (info->request_alignment - 1)) != 0 ||
         !piece_end_fits(guest, guest->offset + guest->bytes) ||
         !blkrepl__iov_aligned(at->iov, at->count, info->memory_alignment)) {
         return false;
@@ -203,9 +202,7 @@ static void piece_plan(struct guest *guest)
             piece_plan_zeroes(guest);
         }
         break;
-    case BLKREPL_OP_DISCARD:
-        piece_plan_zeroes(guest);
-        break;
+    case BLKREPL_OP_DISCARD: piece_plan_zeroes(guest); break;
     default: /* FLUSH, STATUS */
         guest->piece = PIECE_DIRECT;
         guest->piece_bytes = guest->bytes;
@@ -324,8 +321,7 @@ static bool piece_nothing(struct guest *guest)
     switch (guest->opcode) {
     case BLKREPL_OP_DISCARD:
         return guest->done_bytes == guest->bytes || !leaf_has(leaf, BLKREPL_OP_DISCARD);
-    case BLKREPL_OP_FLUSH:
-        return guest->flush_due == false;
+    case BLKREPL_OP_FLUSH: return guest->flush_due == false;
     case BLKREPL_OP_STATUS:
         if (guest->bytes == guest->done_bytes) {
             return true;
@@ -337,8 +333,7 @@ static bool piece_nothing(struct guest *guest)
         guest->extents[0].bytes = guest->bytes;
         guest->extents[0].flags = BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ALLOCATED;
         return true;
-    default:
-        return guest->done_bytes == guest->bytes && !guest->flush_due;
+    default: return guest->done_bytes == guest->bytes && !guest->flush_due;
     }
 }
 
@@ -387,8 +382,7 @@ enum piece_answer blkrepl__piece_send(struct guest *guest)
 /* Whether the backend's list of extents makes sense. */
 static bool piece_status_valid(const struct guest *guest)
 {
-    const uint32_t known =
-        BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ZERO | BLKREPL_EXTENT_ALLOCATED;
+    const uint32_t known = BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ZERO | BLKREPL_EXTENT_ALLOCATED;
     uint64_t total = 0;
 
     for (uint32_t i = 0; i < guest->extents_max && guest->extents[i].bytes > 0; i++) {
@@ -470,27 +464,20 @@ int blkrepl__piece_ended(struct guest *guest, int result)
         return result;
     }
     switch (guest->piece) {
-    case PIECE_READ:
-        piece_read_ended(guest);
-        return 0;
-    case PIECE_FLUSH:
-        guest->flush_due = false;
-        return 0;
+    case PIECE_READ: piece_read_ended(guest); return 0;
+    case PIECE_FLUSH: guest->flush_due = false; return 0;
     case PIECE_DIRECT:
         if (guest->opcode == BLKREPL_OP_STATUS) {
             result = piece_status_ended(guest);
         } else if (guest->opcode == BLKREPL_OP_FLUSH) {
             guest->flush_due = false;
-        } else {
+        } else if (guest->done_bytes + guest->piece_bytes < guest->bytes) {
             blkrepl__iov_skip(&guest->cursor, guest->piece_bytes);
         }
         break;
-    case PIECE_WRITE:
-        guest->patch_due = false;
-        break;
+    case PIECE_WRITE: guest->patch_due = false; break;
     case PIECE_ZEROES:
-    case PIECE_ZERO_BUFFERS:
-        break;
+    case PIECE_ZERO_BUFFERS: break;
     }
     guest->done_bytes += guest->piece_bytes;
     return result;

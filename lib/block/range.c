@@ -93,8 +93,8 @@ static bool range_not_copy_of(struct interval *node, void *arg)
     return range->kind != RANGE_COPY || range->owner != search->owner;
 }
 
-struct range *blkrepl__range_copy_of(const struct ranges *ranges, const void *owner,
-                                     uint64_t start, uint64_t end)
+struct range *blkrepl__range_copy_of(const struct ranges *ranges, const void *owner, uint64_t start,
+                                     uint64_t end)
 {
     struct range_search search = {.owner = owner};
     struct interval *node;
@@ -114,8 +114,8 @@ static bool range_lets_copy_pass(struct interval *node, void *arg)
     return !range->given && (range->given_at == 0 || range->given_at > search->attached_at);
 }
 
-struct range *blkrepl__range_copy_blocker(const struct ranges *ranges, uint64_t start,
-                                          uint64_t end, uint64_t attached_at)
+struct range *blkrepl__range_copy_blocker(const struct ranges *ranges, uint64_t start, uint64_t end,
+                                          uint64_t attached_at)
 {
     struct range_search search = {.attached_at = attached_at};
     struct interval *node;

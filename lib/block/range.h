@@ -20,7 +20,10 @@
 #include "core/context.h"
 #include "data/interval.h"
 
-enum range_kind { RANGE_WRITE, RANGE_COPY };
+enum range_kind {
+    RANGE_WRITE,
+    RANGE_COPY
+};
 
 struct range {
     struct interval node;
@@ -54,16 +57,15 @@ static inline bool range_live(const struct range *range)
 struct range *blkrepl__range_earlier_write(const struct ranges *ranges, const struct range *range);
 
 /* An active copy that overlaps. */
-struct range *blkrepl__range_active_copy(const struct ranges *ranges, uint64_t start,
-                                         uint64_t end);
+struct range *blkrepl__range_active_copy(const struct ranges *ranges, uint64_t start, uint64_t end);
 
 /* A copy of `owner` that overlaps, active or not. */
-struct range *blkrepl__range_copy_of(const struct ranges *ranges, const void *owner,
-                                     uint64_t start, uint64_t end);
+struct range *blkrepl__range_copy_of(const struct ranges *ranges, const void *owner, uint64_t start,
+                                     uint64_t end);
 
 /* A write that a copy of a job with this point in time has to wait for. */
-struct range *blkrepl__range_copy_blocker(const struct ranges *ranges, uint64_t start,
-                                          uint64_t end, uint64_t attached_at);
+struct range *blkrepl__range_copy_blocker(const struct ranges *ranges, uint64_t start, uint64_t end,
+                                          uint64_t attached_at);
 
 static inline void range_wait(struct range *range, struct ready *ready)
 {

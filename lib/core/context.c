@@ -276,8 +276,9 @@ static int context_remains(const struct blkrepl_context *ctx)
     uint32_t requests = context_requests(ctx);
 
     if (ctx->images_open > 0 || ctx->jobs_open > 0) {
-        return blkrepl__fail(-EBUSY, "context: %" PRIu32 " image and %" PRIu32
-                             " job handles are open", ctx->images_open, ctx->jobs_open);
+        return blkrepl__fail(-EBUSY,
+                             "context: %" PRIu32 " image and %" PRIu32 " job handles are open",
+                             ctx->images_open, ctx->jobs_open);
     }
     if (requests > 0) {
         return blkrepl__fail(-EBUSY, "context: %" PRIu32 " requests or brackets have not ended",
@@ -286,7 +287,8 @@ static int context_remains(const struct blkrepl_context *ctx)
     if (!list_empty(&ctx->jobs) || ctx->ports > 0) {
         return blkrepl__fail(-EBUSY, "context: a job winds up or a backend is being closed");
     }
-    if (ctx->inside > 1 || atomic_load(&ctx->lanes[0].polling) || atomic_load(&ctx->completing) > 0) {
+    if (ctx->inside > 1 || atomic_load(&ctx->lanes[0].polling) ||
+        atomic_load(&ctx->completing) > 0) {
         return blkrepl__fail(-EBUSY, "context: another thread is inside a call");
     }
     return 0;

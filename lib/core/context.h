@@ -34,8 +34,8 @@ struct ready {
 
 /* A job as the core sees it. */
 struct machine {
-    struct list link;    /* on the ready list */
-    struct list all;     /* on the list of all machines */
+    struct list link; /* on the ready list */
+    struct list all;  /* on the list of all machines */
     void (*step)(struct machine *machine);
     void (*shut_down)(struct machine *machine); /* the context is closing */
 };
@@ -78,8 +78,8 @@ struct lane {
     uint64_t armed_deadline_ns;
     bool room_wanted;
     atomic_bool polling; /* set under the lock, cleared as a poll's last act */
-    bool arm_pending; /* armed since the last poll: the descriptor needs draining */
-    bool kicked;      /* a blocking poll must return */
+    bool arm_pending;    /* armed since the last poll: the descriptor needs draining */
+    bool kicked;         /* a blocking poll must return */
     struct wake wake;
     /* Changed without the lock. */
     _Atomic(struct request *) inbox; /* completed requests, newest first */
@@ -105,10 +105,10 @@ struct blkrepl_context {
     struct lane *lanes;
     /* Changed under the lock. */
     struct request_pool job_requests;
-    struct list ready;      /* struct ready */
-    struct list completed;  /* requests taken from the inboxes */
-    struct list machines;   /* ready ones */
-    struct list jobs;       /* all machines */
+    struct list ready;     /* struct ready */
+    struct list completed; /* requests taken from the inboxes */
+    struct list machines;  /* ready ones */
+    struct list jobs;      /* all machines */
     struct list chores;
     struct list job_queues; /* job queues ready to be submitted */
     struct list closing;    /* dropped ports whose backend can be closed */
@@ -119,8 +119,8 @@ struct blkrepl_context {
     void (*guests_free)(struct blkrepl_context *ctx);
     uint64_t now_ns;
     uint64_t memory_used;
-    uint64_t instant; /* counts points in time: GO of writes, start of jobs */
-    uint64_t last_id; /* of images and jobs */
+    uint64_t instant;     /* counts points in time: GO of writes, start of jobs */
+    uint64_t last_id;     /* of images and jobs */
     uint32_t images_open; /* handles */
     uint32_t jobs_open;
     uint32_t ports;  /* not yet closed */
@@ -141,9 +141,9 @@ void blkrepl__leave_quietly(struct blkrepl_context *ctx);
 void blkrepl__advance(struct blkrepl_context *ctx);
 /* Give requests to backends and run chores, within a bound. */
 enum outbox_part {
-    OUTBOX_CALL, /* what any call may give away: the lane's guest requests, chores */
+    OUTBOX_CALL,  /* what any call may give away: the lane's guest requests, chores */
     OUTBOX_CLOSE, /* and close backends */
-    OUTBOX_POLL  /* on lane 0 also the jobs' requests */
+    OUTBOX_POLL   /* on lane 0 also the jobs' requests */
 };
 void blkrepl__empty_outbox(struct blkrepl_context *ctx, uint32_t lane, enum outbox_part part);
 /* Whether a poll of this lane has something to do now. */

@@ -10,7 +10,6 @@
 #include <string.h>
 
 static _Thread_local char error_message[256];
-static _Thread_local char error_text[96];
 
 int blkrepl__fail(int code, const char *format, ...)
 {
@@ -31,33 +30,88 @@ int blkrepl__fail_code(int code, const char *format, ...)
     vsnprintf(error_message, sizeof error_message, format, args);
     va_end(args);
     used = strlen(error_message);
-    if (used + 3 < sizeof error_message) {
-        memcpy(error_message + used, ": ", 3);
-        used += 2;
-        blkrepl__error_describe(code, error_message + used, sizeof error_message - used);
-    }
+    snprintf(error_message + used, sizeof error_message - used, ": %s", blkrepl_error_text(code));
     return code;
 }
 
-void blkrepl__error_describe(int code, char *out, size_t bytes)
-{
-    if (code == 0) {
-        snprintf(out, bytes, "success");
-    } else if (code == BLKREPL_ERR_STATE) {
-        snprintf(out, bytes, "not possible in this state");
-    } else if (code == BLKREPL_ERR_VERSION) {
-        snprintf(out, bytes, "needs a newer release of the library");
-    } else if (code > 0 || code < -4095 || strerror_r(-code, out, bytes) != 0) {
-        snprintf(out, bytes, "unknown error");
-    } else if (strncmp(out, "Unknown error", 13) == 0) {
-        snprintf(out, bytes, "unknown error");
-    }
-}
+/* Our own table: strerror() is not for threads, strerror_r() not for keeps. */
+struct error_entry {
+    int code;
+    const char *text;
+};
+
+static const struct error_entry error_table[] = {
+    {0, "Success"},
+    {BLKREPL_ERR_STATE, "Not possible in this state"},
+    {BLKREPL_ERR_VERSION, "Needs a newer release of the library"},
+    {-EPERM, "Operation not permitted"},
+    {-ENOENT, "No such file or directory"},
+    {-EINTR, "Interrupted system call"},
+    {-EIO, "Input/output error"},
+    {-ENXIO, "No such device or address"},
+    {-EBADF, "Bad file descriptor"},
+    {-EAGAIN, "Resource temporarily unavailable"},
+    {-ENOMEM, "Cannot allocate memory"},
+    {-EACCES, "Permission denied"},
+    {-EFAULT, "Bad address"},
+    {-EBUSY, "Device or resource busy"},
+    {-EEXIST, "File exists"},
+    {-ENODEV, "No such device"},
+    {-ENOTDIR, "Not a directory"},
+    {-EISDIR, "Is a directory"},
+    {-EINVAL, "Invalid argument"},
+    {-ENFILE, "Too many open files in system"},
+    {-EMFILE, "Too many open files"},
+    {-ETXTBSY, "Text file busy"},
+    {-EFBIG, "File too large"},
+    {-ENOSPC, "No space left on device"},
+    {-ESPIPE, "Illegal seek"},
+    {-EROFS, "Read-only file system"},
+    {-EPIPE, "Broken pipe"},
+    {-ERANGE, "Numerical result out of range"},
+    {-EDEADLK, "Resource deadlock avoided"},
+    {-ENAMETOOLONG, "File name too long"},
+    {-ENOSYS, "Function not implemented"},
+    {-ELOOP, "Too many levels of symbolic links"},
+    {-EPROTO, "Protocol error"},
+    {-EBADMSG, "Bad message"},
+    {-EOVERFLOW, "Value too large for defined data type"},
+    {-EILSEQ, "Invalid or incomplete multibyte or wide character"},
+    {-ENOTSUP, "Operation not supported"},
+    {-ENETDOWN, "Network is down"},
+    {-ENETUNREACH, "Network is unreachable"},
+    {-ECONNABORTED, "Software caused connection abort"},
+    {-ECONNRESET, "Connection reset by peer"},
+    {-ENOBUFS, "No buffer space available"},
+    {-ENOTCONN, "Transport endpoint is not connected"},
+    {-ETIMEDOUT, "Timed out"},
+    {-ECONNREFUSED, "Connection refused"},
+    {-EHOSTUNREACH, "No route to host"},
+    {-EALREADY, "Operation already in progress"},
+    {-EINPROGRESS, "Operation now in progress"},
+    {-ESTALE, "Stale file handle"},
+    {-EDQUOT, "Disk quota exceeded"},
+    {-ECANCELED, "Operation canceled"},
+#ifdef ESHUTDOWN
+    {-ESHUTDOWN, "It is being shut down"},
+#endif
+#ifdef EMEDIUMTYPE
+    {-ENOMEDIUM, "No medium found"},
+    {-EMEDIUMTYPE, "Wrong medium type"},
+#endif
+#ifdef EREMOTEIO
+    {-EREMOTEIO, "Remote I/O error"},
+#endif
+};
 
 const char *blkrepl_error_text(int code)
 {
-    blkrepl__error_describe(code, error_text, sizeof error_text);
-    return error_text;
+    for (size_t i = 0; i < ARRAY_COUNT(error_table); i++) {
+        if (error_table[i].code == code) {
+            return error_table[i].text;
+        }
+    }
+    return "unknown error";
 }
 
 const char *blkrepl_error_message(void)

@@ -13,7 +13,4 @@ int blkrepl__fail(int code, const char *format, ...) PRINTF_LIKE(2, 3);
 /* The same with the text of the code behind the message: "...: text". */
 int blkrepl__fail_code(int code, const char *format, ...) PRINTF_LIKE(2, 3);
 
-/* Write the text of `code` into `out`, always terminated. */
-void blkrepl__error_describe(int code, char *out, size_t bytes);
-
 #endif

@@ -87,14 +87,31 @@ static bool advance_one(struct blkrepl_context *ctx)
     return false;
 }
 
+static void advance_some(struct blkrepl_context *ctx);
+
+/* Whether a completion was recorded in some inbox. */
+static bool inbox_any(const struct blkrepl_context *ctx)
+{
+    for (uint32_t i = 0; i < ctx->lane_count; i++) {
+        if (atomic_load_explicit(&ctx->lanes[i].inbox, memory_order_relaxed) != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void blkrepl__advance(struct blkrepl_context *ctx)
+{
+    if (!list_empty(&ctx->ready) || !list_empty(&ctx->completed) ||
+        !list_empty(&ctx->timers.timers) || inbox_any(ctx)) {
+        advance_some(ctx);
+    }
+}
+
+static void advance_some(struct blkrepl_context *ctx)
 {
     for (uint32_t i = 0; i < ctx->lane_count; i++) {
         inbox_collect(ctx, &ctx->lanes[i]);
-    }
-    if (list_empty(&ctx->ready) && list_empty(&ctx->completed) &&
-        list_empty(&ctx->timers.timers)) {
-        return;
     }
     if (UNLIKELY(blkrepl__timer_next(&ctx->timers) != BLKREPL_FOREVER)) {
         blkrepl__timer_run(&ctx->timers, blkrepl__now(ctx), ctx->completions_max);
@@ -155,14 +172,14 @@ bool blkrepl__lane_busy(struct blkrepl_context *ctx, uint32_t number)
 {
     struct lane *lane = &ctx->lanes[number];
 
-    if (!list_empty(&lane->callbacks) || !list_empty(&lane->events) ||
-        !list_empty(&lane->queues) || lane->kicked || atomic_load(&lane->inbox) != NULL) {
+    if (!list_empty(&lane->callbacks) || !list_empty(&lane->events) || !list_empty(&lane->queues) ||
+        lane->kicked || atomic_load(&lane->inbox) != NULL) {
         return true;
     }
     return number == 0 &&
            (!list_empty(&ctx->machines) || !list_empty(&ctx->job_queues) ||
-            !list_empty(&ctx->ready) || !list_empty(&ctx->completed) ||
-            !list_empty(&ctx->chores) || !list_empty(&ctx->closing) || log_waiting(&ctx->log));
+            !list_empty(&ctx->ready) || !list_empty(&ctx->completed) || !list_empty(&ctx->chores) ||
+            !list_empty(&ctx->closing) || log_waiting(&ctx->log));
 }
 
 /* Whether somebody sleeps who should not; disarms, so that one thread wakes. */
@@ -231,8 +248,9 @@ int blkrepl_io_complete(blkrepl_context *ctx, uint64_t id, int result)
     struct lane *lane;
 
     if (ctx == NULL || result > 0) {
-        return blkrepl__fail(-EINVAL, "io: %s", ctx == NULL ? "context is NULL"
-                             : "the result of a request is 0 or negative");
+        return blkrepl__fail(-EINVAL, "io: %s",
+                             ctx == NULL ? "context is NULL"
+                                         : "the result of a request is 0 or negative");
     }
     if (id == 0 || index >= ctx->slot_count) {
         return blkrepl__fail(-ENOENT, "io: no request has this id");

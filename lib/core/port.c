@@ -58,23 +58,27 @@ static bool port_queue_waiting(const struct port_queue *queue)
     return !list_empty(&queue->waiting) || (queue->job && !list_empty(&queue->port->urgent));
 }
 
-/* Put the queue on its ready list if invariant 4 wants it there. */
+/* Put the queue on its ready list, or take it off, as invariant 4 wants it. */
 static void port_kick(struct port_queue *queue)
 {
-    if (!queue->held && !list_linked(&queue->link) && port_queue_waiting(queue) &&
-        port_room(queue) > 0) {
+    bool ready = !queue->held && port_queue_waiting(queue) && port_room(queue) > 0;
+
+    if (ready && !list_linked(&queue->link)) {
         list_append(queue->ready_list, &queue->link);
+    } else if (!ready) {
+        list_unlink(&queue->link);
     }
 }
 
+/* The same for all queues; those that are empty are off their lists already. */
 static void port_kick_all(struct port *port)
 {
-    if (port->guest_waiting > 0) {
-        for (uint32_t lane = 0; lane < port->ctx->lane_count; lane++) {
-            port_kick(&port->guest[lane]);
-        }
+    for (uint32_t lane = 0; port->guest_waiting > 0 && lane < port->ctx->lane_count; lane++) {
+        port_kick(&port->guest[lane]);
     }
-    port_kick(&port->job);
+    if (port_queue_waiting(&port->job)) {
+        port_kick(&port->job);
+    }
 }
 
 static void port_prepare(struct port *port, struct request *request, uint32_t lane)
@@ -96,6 +100,9 @@ void blkrepl__port_submit_guest(struct port *port, struct request *request, uint
     list_append(&port->guest[lane].waiting, &request->link);
     port->guest_waiting++;
     port_kick(&port->guest[lane]);
+    if (port_queue_waiting(&port->job)) {
+        port_kick(&port->job);
+    }
 }
 
 void blkrepl__port_submit_job(struct port *port, struct request *request, bool urgent)
@@ -116,10 +123,13 @@ bool blkrepl__port_withdraw(struct request *request)
     }
     list_remove(&request->link);
     request->queued = false;
-    if (!request->job) {
+    if (request->job) {
+        port_kick(&port->job);
+    } else {
         port->guest_waiting--;
+        port_kick(&port->guest[request->io.lane]);
+        port_kick_all(port);
     }
-    port_kick_all(port);
     return true;
 }
 
@@ -182,7 +192,7 @@ void blkrepl__port_flush(struct port_queue *queue)
         port->inside--;
         queue->held = false;
     }
-    port_kick(queue);
+    port_kick_all(port);
     blkrepl__port_check_close(port);
 }
 

@@ -39,14 +39,14 @@ struct port {
     struct blkrepl_context *ctx;
     blkrepl_backend_ops ops;
     void *backend;
-    blkrepl_backend_info info; /* defaults filled in */
-    struct port_queue *guest;  /* one per lane */
+    blkrepl_backend_info info;        /* defaults filled in */
+    struct port_queue *guest;         /* one per lane */
     void (*freed)(struct port *port); /* called when the backend is closed */
     /* Changed under the lock. */
     struct port_queue job;
-    struct list urgent;      /* job requests that go before the others */
-    struct list chore_link;  /* on the context's closing list */
-    uint32_t guest_waiting;  /* in the guest queues */
+    struct list urgent;     /* job requests that go before the others */
+    struct list chore_link; /* on the context's closing list */
+    uint32_t guest_waiting; /* in the guest queues */
     uint32_t guest_in_flight;
     uint32_t job_in_flight;
     uint32_t inside; /* threads inside the backend */

@@ -49,13 +49,15 @@ uint64_t blkrepl__timer_next(const struct timer_list *list)
 
 void blkrepl__timer_run(struct timer_list *list, uint64_t now_ns, uint32_t most)
 {
-    while (most-- > 0 && blkrepl__timer_next(list) <= now_ns) {
-        struct timer *timer = CONTAINER_OF(list->timers.next, struct timer, link);
+    while (most-- > 0) {
+        uint64_t next = blkrepl__timer_next(list);
+        struct timer *timer;
 
-        /* A deadline of FOREVER is never due, whatever the clock says. */
-        if (timer->deadline_ns == BLKREPL_FOREVER) {
+        /* FOREVER, or no timer at all, is never due, whatever the clock says. */
+        if (next == BLKREPL_FOREVER || next > now_ns) {
             return;
         }
+        timer = CONTAINER_OF(list->timers.next, struct timer, link);
         blkrepl__timer_clear(timer);
         timer->expired(timer);
     }

@@ -86,17 +86,12 @@ static enum step backup_step(struct blkrepl_job *job)
 
     backup_check(backup);
     switch (backup->state) {
-    case BACKUP_COPY:
-        return backup_copy(backup);
-    case BACKUP_DRAIN:
-        return backup_drain(backup);
-    case BACKUP_FLUSH:
-        return backup_flush(backup);
-    case BACKUP_DONE:
-        return backup_done(backup);
+    case BACKUP_COPY: return backup_copy(backup);
+    case BACKUP_DRAIN: return backup_drain(backup);
+    case BACKUP_FLUSH: return backup_flush(backup);
+    case BACKUP_DONE: return backup_done(backup);
     case BACKUP_CREATED:
-    case BACKUP_STATE_COUNT:
-        break;
+    case BACKUP_STATE_COUNT: break;
     }
     UNREACHABLE();
 }
@@ -266,8 +261,9 @@ static int backup_check_options(const blkrepl_backup_options *options, blkrepl_b
     if (o->cluster_bytes != 0 &&
         (!is_power_of_two(o->cluster_bytes) || o->cluster_bytes < CLUSTER_BYTES_MIN ||
          o->cluster_bytes > CLUSTER_BYTES_MAX)) {
-        return blkrepl__fail(-EINVAL, "backup: cluster_bytes %" PRIu64
-                             " is not a power of two from 4 KiB to 16 MiB", o->cluster_bytes);
+        return blkrepl__fail(
+            -EINVAL, "backup: cluster_bytes %" PRIu64 " is not a power of two from 4 KiB to 16 MiB",
+            o->cluster_bytes);
     }
     if (o->workers_max > WORKERS_MOST || o->chunk_bytes_max > CHUNK_BYTES_MAX ||
         o->reserve_bytes > RESERVE_BYTES_MAX) {
@@ -297,12 +293,12 @@ static int backup_configure(const blkrepl_backup_options *o, struct copy_config 
     config->cluster_bytes =
         o->cluster_bytes != 0 ? o->cluster_bytes : max_u64(CLUSTER_BYTES_DEFAULT, unit);
     if (config->cluster_bytes < need) {
-        return blkrepl__fail(-ENOTSUP, "backup: cluster_bytes %" PRIu64
+        return blkrepl__fail(-ENOTSUP,
+                             "backup: cluster_bytes %" PRIu64
                              " is below the images' request alignment of %" PRIu64,
                              config->cluster_bytes, need);
     }
-    config->chunk_bytes =
-        max_u64(align_down(chunk, config->cluster_bytes), config->cluster_bytes);
+    config->chunk_bytes = max_u64(align_down(chunk, config->cluster_bytes), config->cluster_bytes);
     config->reserve_bytes = o->reserve_bytes != 0 ? o->reserve_bytes : RESERVE_BYTES_DEFAULT;
     config->cbw_timeout_ns = o->cbw_timeout_ns != 0 ? o->cbw_timeout_ns : CBW_TIMEOUT_DEFAULT_NS;
     config->workers = o->workers_max != 0 ? o->workers_max : WORKERS_DEFAULT;
@@ -332,9 +328,9 @@ static int backup_check_images(const blkrepl_image *source, const blkrepl_image 
                              source->name, target->name);
     }
     if (image_bytes(target) < image_bytes(source)) {
-        return blkrepl__fail(-ENOSPC, "backup: target \"%s\" has %" PRIu64
-                             " bytes, source \"%s\" has %" PRIu64, target->name,
-                             image_bytes(target), source->name, image_bytes(source));
+        return blkrepl__fail(
+            -ENOSPC, "backup: target \"%s\" has %" PRIu64 " bytes, source \"%s\" has %" PRIu64,
+            target->name, image_bytes(target), source->name, image_bytes(source));
     }
     if (target->read_only) {
         return blkrepl__fail(-EROFS, "backup: target \"%s\" is read-only", target->name);
@@ -357,8 +353,10 @@ static int backup_check_busy(const blkrepl_image *source, const blkrepl_image *t
                              source->name);
     }
     if (target->writes > 0) {
-        return blkrepl__fail(-EBUSY, "backup: %" PRIu32 " guest writes to target \"%s\" have not "
-                             "ended", target->writes, target->name);
+        return blkrepl__fail(-EBUSY,
+                             "backup: %" PRIu32 " guest writes to target \"%s\" have not "
+                             "ended",
+                             target->writes, target->name);
     }
     return 0;
 }
@@ -385,11 +383,10 @@ static int backup_enlist(struct backup *backup, const blkrepl_backup_options *o,
     blkrepl__image_ref(config->source);
     blkrepl__image_ref(config->target);
     backup->job.speed_bytes_per_sec = o->speed_bytes_per_sec;
-    blkrepl__job_publish(&backup->job, ctx,
-                         &(struct job_identity){.name = o->name,
-                                                .kind_name = "backup",
-                                                .user = o->user,
-                                                .release = o->release});
+    blkrepl__job_publish(
+        &backup->job, ctx,
+        &(struct job_identity){
+            .name = o->name, .kind_name = "backup", .user = o->user, .release = o->release});
     return start ? blkrepl__job_start(&backup->job) : 0;
 }
 

@@ -38,8 +38,7 @@ static void copy_equip_tasks(struct copy *copy)
         task->copy = copy;
         task->reserved = i >= copy->config.workers;
         task->buffer = at;
-        task->buffer_bytes =
-            task->reserved ? copy->config.cluster_bytes : copy->config.chunk_bytes;
+        task->buffer_bytes = task->reserved ? copy->config.cluster_bytes : copy->config.chunk_bytes;
         at += task->buffer_bytes;
         list_append(task->reserved ? &copy->free_reserve : &copy->free_workers, &task->link);
     }
@@ -64,8 +63,7 @@ int blkrepl__copy_alloc(struct copy *copy, struct blkrepl_context *ctx,
     copy->memory_bytes = copy_buffer_bytes(config);
     copy->tasks = blkrepl__zalloc_array(&ctx->alloc, copy->task_count, sizeof *copy->tasks);
     if (copy->memory_bytes <= SIZE_MAX && copy->memory_bytes <= ctx->memory_bytes_max) {
-        copy->memory =
-            blkrepl__buffer_alloc(&ctx->alloc, BUFFER_ALIGN, (size_t)copy->memory_bytes);
+        copy->memory = blkrepl__buffer_alloc(&ctx->alloc, BUFFER_ALIGN, (size_t)copy->memory_bytes);
     }
     if (copy->tasks == NULL || copy->memory == NULL) {
         return blkrepl__fail(-ENOMEM, "job: no memory for %" PRIu64 " bytes of buffers",
@@ -88,9 +86,10 @@ static int copy_take_requests(struct copy *copy)
     struct request_pool *pool = &copy->job->ctx->job_requests;
 
     if (pool->count - pool->used < copy->task_count + 1) {
-        return blkrepl__fail(-ENOMEM, "job: needs %" PRIu32 " requests, the context's "
-                             "job_requests_max leaves %" PRIu32, copy->task_count + 1,
-                             pool->count - pool->used);
+        return blkrepl__fail(-ENOMEM,
+                             "job: needs %" PRIu32 " requests, the context's "
+                             "job_requests_max leaves %" PRIu32,
+                             copy->task_count + 1, pool->count - pool->used);
     }
     for (uint32_t i = 0; i < copy->task_count; i++) {
         copy->tasks[i].request = blkrepl__request_take(pool);
@@ -131,8 +130,10 @@ int blkrepl__copy_reserve(struct copy *copy, struct blkrepl_job *job)
     copy->job = job;
     copy->cancel_chore.run = copy_cancel_run;
     if (copy->memory_bytes > left) {
-        return blkrepl__fail(-ENOMEM, "job: needs %" PRIu64 " bytes of buffers, the context's "
-                             "memory_bytes_max leaves %" PRIu64, copy->memory_bytes, left);
+        return blkrepl__fail(-ENOMEM,
+                             "job: needs %" PRIu64 " bytes of buffers, the context's "
+                             "memory_bytes_max leaves %" PRIu64,
+                             copy->memory_bytes, left);
     }
     rc = copy_take_requests(copy);
     if (rc == 0) {
@@ -178,8 +179,8 @@ static void copy_check_settled(struct copy *copy)
     const struct interval_tree *tree = &copy->config.source->leaf->ranges.tree;
 
     if (!copy->settled_writes) {
-        copy->settled_writes = blkrepl__interval_visit(tree, 0, UINT64_MAX, copy_old_write,
-                                                       copy) == NULL;
+        copy->settled_writes =
+            blkrepl__interval_visit(tree, 0, UINT64_MAX, copy_old_write, copy) == NULL;
     }
 }
 
@@ -231,8 +232,8 @@ static uint64_t copy_claim_count(const struct copy *copy, uint64_t first)
     uint64_t most = copy->config.chunk_bytes / cluster;
 
     if (known != NULL && known->zero) {
-        uint64_t end = known->end == size ? align_up(size, cluster)
-                                          : align_down(known->end, cluster);
+        uint64_t end =
+            known->end == size ? align_up(size, cluster) : align_down(known->end, cluster);
         uint64_t zeroes = end > offset ? (end - offset) / cluster : 0;
 
         most = min_u64(max_u64(zeroes, 1), max_u64(ZERO_CLAIM_BYTES / cluster, 1));

@@ -113,8 +113,8 @@ struct copy {
     struct chore cancel_chore;
     /* Changed by the tap. */
     struct tap tap;
-    struct list starved;   /* struct ready of guests: no buffer is free */
-    struct list waiting;   /* struct guest.tap_link, by deadline */
+    struct list starved; /* struct ready of guests: no buffer is free */
+    struct list waiting; /* struct guest.tap_link, by deadline */
     struct timer cbw_timer;
     /* Counters for the query. */
     uint64_t bytes_done;

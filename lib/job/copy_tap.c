@@ -158,11 +158,10 @@ static struct job_error tap_timeout_error(const struct copy *copy, const struct 
                               .what = "write"};
 
     if (!guest->tap_starved) {
-        range = blkrepl__range_copy_of(ranges, copy, guest->range.node.start,
-                                       guest->range.node.end);
+        range =
+            blkrepl__range_copy_of(ranges, copy, guest->range.node.start, guest->range.node.end);
     }
-    if (range != NULL &&
-        CONTAINER_OF(range, struct copy_task, range)->state != COPY_WRITE) {
+    if (range != NULL && CONTAINER_OF(range, struct copy_task, range)->state != COPY_WRITE) {
         error.side = BLKREPL_SIDE_SOURCE;
         error.what = "read";
     }
@@ -188,6 +187,7 @@ static void tap_expired(struct timer *timer)
         }
         blkrepl__job_error(copy->job, &error);
         guest->tap_error = -ETIMEDOUT;
+        guest->tap = NULL;
         tap_unpark(guest);
         blkrepl__guest_wake(guest);
     }

@@ -14,7 +14,7 @@
  *              +---------------------------+ +- each step but FREE may end in FREE
  *
  *   FREE    -> CLAIMED  blkrepl__copy_start_task
- *   CLAIMED -> STATUS   task_claimed   the source can tell, and we do not know yet
+ *   CLAIMED -> STATUS   task_claimed   the source can tell, and no guest waits
  *   CLAIMED -> READ     task_claimed   otherwise
  *   CLAIMED -> WRITE    task_claimed   known to be zero
  *   CLAIMED -> FREE     blkrepl__copy_task_abandon
@@ -110,8 +110,8 @@ static void task_settle(struct copy_task *task)
 static void task_ended(struct request *request);
 
 /* Give the task's request to a port. */
-static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode,
-                        uint64_t offset, uint64_t bytes)
+static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode, uint64_t offset,
+                        uint64_t bytes)
 {
     blkrepl_io *io = &task->request->io;
 
@@ -132,15 +132,15 @@ static void task_submit(struct copy_task *task, struct port *port, uint32_t opco
     }
 }
 
-/* STATUS: of the task's range, or far ahead when nobody waits for it and no
- * write from before the point in time can change what we learn. */
+/* STATUS: of the task's range, or far ahead when no write from before the point
+ * in time can change what we learn. */
 static void task_ask_status(struct copy_task *task)
 {
     struct copy *copy = task->copy;
     uint64_t size = image_bytes(copy->config.source);
     uint64_t end = task->end;
 
-    if (!task->urgent && copy->settled_writes && !copy->probing) {
+    if (copy->settled_writes && !copy->probing) {
         end = min_u64(task->start + PROBE_BYTES, size);
         copy->probing = true;
     }
@@ -241,7 +241,7 @@ static void task_claimed(struct copy_task *task)
     if (blkrepl__copy_known_zero(copy, task->start, task->end)) {
         task->zero = true;
         task_begin_write(task);
-    } else if (leaf_has(copy->config.source->leaf, BLKREPL_OP_STATUS) &&
+    } else if (!task->urgent && leaf_has(copy->config.source->leaf, BLKREPL_OP_STATUS) &&
                !blkrepl__copy_known(copy, task->start, task->end)) {
         task_ask_status(task);
     } else {
@@ -301,10 +301,10 @@ static void task_remember(struct copy_task *task)
 
     copy->known_count = 0;
     for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
-        copy->known[copy->known_count++] = (struct copy_known){
-            .start = at,
-            .end = at + task->extents[i].bytes,
-            .zero = (task->extents[i].flags & BLKREPL_EXTENT_ZERO) != 0};
+        copy->known[copy->known_count++] =
+            (struct copy_known){.start = at,
+                                .end = at + task->extents[i].bytes,
+                                .zero = (task->extents[i].flags & BLKREPL_EXTENT_ZERO) != 0};
         at += task->extents[i].bytes;
     }
 }
@@ -359,7 +359,9 @@ static void task_read(struct copy_task *task)
         task_send_read(task);
         return;
     }
-    if (task->copy->config.detect_zeroes) {
+    /* A guest does not wait for a STATUS; looking at the data keeps a hole a
+     * hole and ends at the first byte of most others. */
+    if (task->copy->config.detect_zeroes || task->urgent) {
         task->zero = blkrepl__is_zero(task->buffer, (size_t)(task->end - task->start));
     }
     task_begin_write(task);
@@ -435,19 +437,12 @@ static void task_ended(struct request *request)
         return;
     }
     switch (task->state) {
-    case COPY_STATUS:
-        task_status(task);
-        return;
-    case COPY_READ:
-        task_read(task);
-        return;
-    case COPY_WRITE:
-        task_write(task);
-        return;
+    case COPY_STATUS: task_status(task); return;
+    case COPY_READ: task_read(task); return;
+    case COPY_WRITE: task_write(task); return;
     case COPY_FREE:
     case COPY_CLAIMED:
-    case COPY_TASK_STATE_COUNT:
-        break;
+    case COPY_TASK_STATE_COUNT: break;
     }
     UNREACHABLE();
 }

@@ -11,15 +11,21 @@
 #include "base/struct_io.h"
 #include "core/error.h"
 
-enum job_verb { VERB_START, VERB_PAUSE, VERB_RESUME, VERB_SET_SPEED, VERB_CANCEL, VERB_COUNT };
+enum job_verb {
+    VERB_START,
+    VERB_PAUSE,
+    VERB_RESUME,
+    VERB_SET_SPEED,
+    VERB_CANCEL,
+    VERB_COUNT
+};
 
 static const char *const job_verb_name[VERB_COUNT] = {"start", "pause", "resume", "set the speed",
                                                       "cancel"};
-static const char *const job_state_name[] = {"", "created", "running", "ready", "pending",
-                                             "concluded"};
+static const char *const job_state_name[] = {"",      "created", "running",
+                                             "ready", "pending", "concluded"};
 
-#define LIVE_STATES                                                                                \
-    (TO(BLKREPL_JOB_CREATED) | TO(BLKREPL_JOB_RUNNING) | TO(BLKREPL_JOB_READY))
+#define LIVE_STATES (TO(BLKREPL_JOB_CREATED) | TO(BLKREPL_JOB_RUNNING) | TO(BLKREPL_JOB_READY))
 
 /* The table in the public header. */
 static const uint32_t job_verb_states[VERB_COUNT] = {
@@ -156,8 +162,6 @@ int blkrepl__job_start(struct blkrepl_job *job)
 
 void blkrepl__job_error(struct blkrepl_job *job, const struct job_error *error)
 {
-    char text[96];
-
     job->error_count++;
     job_post(job, &job->error_event,
              &(blkrepl_event){.type = BLKREPL_EVENT_JOB_ERROR,
@@ -169,11 +173,9 @@ void blkrepl__job_error(struct blkrepl_job *job, const struct job_error *error)
         return;
     }
     job->first = *error;
-    blkrepl__error_describe(error->code, text, sizeof text);
-    snprintf(job->message, sizeof job->message,
-             "job \"%s\": %s %s at %" PRIu64 "+%" PRIu64 ": %s", job->name,
-             error->side == BLKREPL_SIDE_SOURCE ? "source" : "target", error->what, error->offset,
-             error->bytes, text);
+    snprintf(job->message, sizeof job->message, "job \"%s\": %s %s at %" PRIu64 "+%" PRIu64 ": %s",
+             job->name, error->side == BLKREPL_SIDE_SOURCE ? "source" : "target", error->what,
+             error->offset, error->bytes, blkrepl_error_text(error->code));
     blkrepl__log_add(&job->ctx->log, BLKREPL_LOG_ERROR, "%s", job->message);
 }
 
@@ -218,12 +220,9 @@ void blkrepl__job_put(struct blkrepl_job *job)
 static int job_result_code(const struct blkrepl_job *job)
 {
     switch (job->result) {
-    case BLKREPL_RESULT_FAILED:
-        return job->first.code;
-    case BLKREPL_RESULT_CANCELLED:
-        return -ECANCELED;
-    default:
-        return 0;
+    case BLKREPL_RESULT_FAILED: return job->first.code;
+    case BLKREPL_RESULT_CANCELLED: return -ECANCELED;
+    default: return 0;
     }
 }
 
@@ -371,8 +370,7 @@ int blkrepl_job_query(blkrepl_job *job, blkrepl_job_info *info)
     job_fill_info(job, &ours);
     blkrepl__leave(job->ctx, 0);
     rc = blkrepl__struct_out(info, BLKREPL_JOB_INFO_V1_BYTES, &ours, sizeof ours);
-    return rc < 0 ? blkrepl__fail(rc, "job \"%s\": query: struct_size is too small", ours.name)
-                  : 0;
+    return rc < 0 ? blkrepl__fail(rc, "job \"%s\": query: struct_size is too small", ours.name) : 0;
 }
 
 void blkrepl_job_free(blkrepl_job *job)
