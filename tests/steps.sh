@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=bash
+# Steps for tests/run and .ci/run: a headline, a log, counts, and a table at the end.
+#
+#   step TITLE COMMAND...    run a command (a function may be one) with its output in a log
+#   count PASSED FAILED      inside a step: cases that it has run
+#   note TEXT                inside a step: what to say of it; the last one is in the table
+#   steps_end                the table and the closing line; returns 1 if something failed
+
+steps_logs=build/log
+steps_table=()
+steps_passed=0
+steps_failed=0
+steps_number=0
+steps_start=$SECONDS
+mkdir -p "$steps_logs"
+steps_counts=$(mktemp)
+steps_notes=$(mktemp)
+export steps_counts steps_notes
+trap 'rm -f "$steps_counts" "$steps_notes"' EXIT
+
+count() { echo "$1 $2" >>"$steps_counts"; }
+note() { echo "$*" >>"$steps_notes"; }
+
+# Count the CMocka cases in the output of one or many programs.
+count_cases() {
+    local passed failed
+    passed=$(awk '/\[  PASSED  \] [0-9]+ test/ { sub(/.*\] /, ""); n += $1 } END { print n + 0 }' "$1")
+    failed=$(awk '/\[  FAILED  \] [0-9]+ test/ { sub(/.*\] /, ""); n += $1 } END { print n + 0 }' "$1")
+    count "$passed" "$failed"
+    note "$passed cases passed, $failed failed"
+    [ $((passed + failed)) -gt 0 ] || { note "ran no test"; return 1; }
+}
+
+step() {
+    local title=$1 start=$SECONDS rc passed failed log
+    shift
+    steps_number=$((steps_number + 1))
+    log=$(printf '%s/%02d-%s.log' "$steps_logs" "$steps_number" "${title//[^A-Za-z0-9]/-}")
+    : >"$steps_counts"
+    : >"$steps_notes"
+    printf '\n=== %s\n' "$title"
+    (
+        set -e
+        "$@"
+    ) >"$log" 2>&1 </dev/null
+    rc=$?
+    passed=$(awk '{ n += $1 } END { print n + 0 }' "$steps_counts")
+    failed=$(awk '{ n += $2 } END { print n + 0 }' "$steps_counts")
+    if [ $rc -eq 0 ] && [ "$failed" -eq 0 ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "--- failed (exit code $rc); the end of $log:"
+        grep -E '\[  (ERROR|FAILED) +\]|\*\*\*|error:|ERROR:|SUMMARY:|^FAIL ' "$log" | head -n 40
+        echo "---"
+        tail -n 40 "$log"
+    fi
+    sed 's/^/    /' "$steps_notes"
+    steps_passed=$((steps_passed + passed))
+    steps_failed=$((steps_failed + failed))
+    steps_table+=("$(printf '%-34s %8d %7d %8d  %s' "$title" "$passed" "$failed" \
+        $((SECONDS - start)) "$(tail -n 1 "$steps_notes")")")
+    return $rc
+}
+
+steps_end() {
+    printf '\n%-34s %8s %7s %8s\n' "step (itself counted)" passed failed seconds
+    printf '%s\n' "${steps_table[@]}"
+    printf '%-34s %8d %7d %8d\n\n' total "$steps_passed" "$steps_failed" $((SECONDS - steps_start))
+    echo "$steps_passed passed, $steps_failed failed"
+    [ "$steps_failed" -eq 0 ]
+}
