@@ -37,8 +37,9 @@ enum blkrepl_backup_flags {
 typedef struct blkrepl_backup_options {
     uint32_t struct_size;         /* sizeof *this */
     uint32_t flags;               /* BLKREPL_BACKUP_* */
-    const char *name;             /* NULL: "backup-<id>"; copied; unique among
-                                   * the jobs of the context */
+    const char *name;             /* 1 to BLKREPL_NAME_MAX bytes, unique among the
+                                   * jobs of the context; copied; NULL:
+                                   * "backup-<id>" */
     void *user;                   /* the host's; in events and the query */
     void (*release)(void *user);  /* last use of user, once, in a poll of lane
                                    * 0 when the job is gone, or in the create
@@ -50,11 +51,13 @@ typedef struct blkrepl_backup_options {
     uint64_t speed_bytes_per_sec; /* of the background work; copies made for the
                                    * guest count but are never delayed; 0:
                                    * unlimited */
-    uint64_t chunk_bytes_max;     /* longest background copy; 0: 256 KiB */
-    uint64_t reserve_bytes;       /* buffers kept for copies that a guest
-                                   * waits for; 0: 16 MiB */
+    uint64_t chunk_bytes_max;     /* longest background copy, at most 1 GiB; rounded
+                                   * to clusters, at least one; 0: 256 KiB */
+    uint64_t reserve_bytes;       /* buffers kept for copies that a guest waits
+                                   * for, at most 1 TiB; at least one cluster;
+                                   * 0: 16 MiB */
     uint64_t cbw_timeout_ns;      /* 0: 30 s; BLKREPL_FOREVER: none */
-    uint32_t workers_max;         /* background copies at once; 0: 8 */
+    uint32_t workers_max;         /* background copies at once, at most 1024; 0: 8 */
     uint32_t sync;                /* 0: BLKREPL_SYNC_FULL */
     uint32_t on_cbw_error;        /* 0: BLKREPL_CBW_BACKUP_FAILS */
     uint32_t reserved0;           /* 0 */
@@ -86,7 +89,8 @@ typedef struct blkrepl_backup_options {
  * holds the new data of such a write if it succeeded, and any mixture of old
  * and new bytes, in its range only, if it failed.
  *
- * Zeroes and holes of the source are written to the target as zeroes.  The
+ * Zeroes and holes of the source are written to the target as zeroes; where the
+ * source's STATUS fails or makes no sense, all is taken for data.  The
  * target is flushed before the job is DONE.  When the job has failed or was
  * cancelled, the contents of the target are undefined.
  *

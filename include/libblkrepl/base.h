@@ -7,7 +7,8 @@
  *   - zero means "default"; an option struct may be NULL for all defaults;
  *   - a struct that begins with struct_size is filled by the caller with
  *     sizeof of what it was compiled with, so that it may grow in later
- *     releases; unknown flag bits and reserved fields must be 0;
+ *     releases; unknown flag bits and reserved fields must be 0, and a NULL
+ *     where an object is needed is refused: all with -EINVAL;
  *   - the other way round: read or write only those fields of the library's
  *     structs that lie within their struct_size;
  *   - offset and bytes are in bytes; times are in nanoseconds;

@@ -26,6 +26,8 @@
  * in the order in which they were accepted.  Reads are not ordered against
  * writes that have not completed.
  *
+ * A range of 0 bytes is legal wherever it lies inside the image or at its end.
+ *
  * Every accepted request completes exactly once; a rejected one (negative
  * return) never does.  Buffers, iovecs and extents are borrowed until the
  * callback runs, and not touched after it.
@@ -48,7 +50,8 @@ enum blkrepl_image_flags {
 typedef struct blkrepl_image_options {
     uint32_t struct_size;        /* sizeof *this */
     uint32_t flags;              /* BLKREPL_IMAGE_* */
-    const char *name;            /* for messages; NULL: "image-<id>"; copied */
+    const char *name;            /* for messages, at most BLKREPL_NAME_MAX bytes; NULL:
+                                  * "image-<id>"; copied */
     void *user;                  /* the host's; see blkrepl_image_query() */
     void (*release)(void *user); /* last use of user, once, in a poll of lane 0
                                   * when the image is gone, or in the open that fails */
@@ -212,7 +215,8 @@ BLKREPL_API int blkrepl_image_write(blkrepl_image *image, uint32_t lane, uint64_
  * Make a range read as zero.
  *
  * flags: BLKREPL_IO_FUA, BLKREPL_IO_MAY_UNMAP (a hole will do) and
- * BLKREPL_IO_NO_FALLBACK (fail with -ENOTSUP rather than write buffers).  A
+ * BLKREPL_IO_NO_FALLBACK (the callback gets -ENOTSUP rather than that buffers
+ * are written; edges below the request alignment may still be).  A
  * long range is carried out in pieces; when one fails, the rest is not done.
  *
  * Callbacks:  done, as for blkrepl_image_write().
@@ -262,7 +266,8 @@ BLKREPL_API int blkrepl_image_flush(blkrepl_image *image, uint32_t lane,
  * may not show.
  *
  * Ownership:  extents is borrowed until the callback; read it from then on.
- * Callbacks:  done, in a poll of the lane: 0 or the backend's code.
+ * Callbacks:  done, in a poll of the lane: 0, the backend's code, or -EIO when
+ *             the backend's list makes no sense.
  * Thread:     any.
  * Returns:    as blkrepl_image_read(); -EINVAL also for extents NULL or
  *             extents_max 0.

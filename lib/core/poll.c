@@ -35,12 +35,14 @@ static int poll_fetch(struct lane *lane, struct delivery *fetched, int most)
     while (count < most && !list_empty(&lane->callbacks)) {
         struct callback *callback = CONTAINER_OF(lane->callbacks.next, struct callback, link);
 
-        if (callback->alone && count > 0) {
+        bool alone = callback->alone; /* deliver may free the callback */
+
+        if (alone && count > 0) {
             break;
         }
         list_remove(&callback->link);
         callback->deliver(callback, &fetched[count++]);
-        if (callback->alone) {
+        if (alone) {
             break;
         }
     }

@@ -27,6 +27,7 @@ struct request *blkrepl__request_take(struct request_pool *pool)
         return NULL;
     }
     pool->used++;
+    request->io = (blkrepl_io){.opcode = 0};
     return request;
 }
 

@@ -59,8 +59,7 @@ struct request_pool {
 void blkrepl__request_pool_init(struct request_pool *pool, struct request *slots, uint32_t first,
                                 uint32_t count);
 
-/* Take a slot, with everything but index and generation zero; NULL if all are
- * used. */
+/* Take a slot, its io zero; NULL if all are used. */
 struct request *blkrepl__request_take(struct request_pool *pool);
 void blkrepl__request_put(struct request_pool *pool, struct request *request);
 

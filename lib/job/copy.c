@@ -381,7 +381,7 @@ void blkrepl__copy_flush(struct copy *copy)
     }
     copy->flushing = true;
     copy->in_flight++;
-    copy->flush->io.opcode = BLKREPL_OP_FLUSH;
+    copy->flush->io = (blkrepl_io){.opcode = BLKREPL_OP_FLUSH};
     copy->flush->ended = copy_flush_ended;
     copy->flush->owner = copy;
     blkrepl__port_submit_job(&leaf->port, copy->flush, true);

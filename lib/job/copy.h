@@ -52,7 +52,8 @@ struct copy_task {
     /* From the claim on. */
     enum copy_task_state state;
     bool urgent;
-    bool zero; /* reads as zero: nothing to read, zeroes to write */
+    bool probe; /* its STATUS looks ahead for all */
+    bool zero;  /* reads as zero: nothing to read, zeroes to write */
     uint32_t lane;
     uint64_t start;
     uint64_t end; /* not beyond the source's end */

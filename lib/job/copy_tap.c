@@ -66,8 +66,9 @@ static bool tap_unsaved(const struct copy *copy, uint64_t start, uint64_t end)
 }
 
 /* Start copies of the clusters that are to do; false if the buffers are used
- * up. */
-static bool tap_claim(struct copy *copy, const struct guest *guest, uint64_t start, uint64_t end)
+ * up.  A buffer that it got means that a copy has ended for it: its time starts
+ * anew. */
+static bool tap_claim(struct copy *copy, struct guest *guest, uint64_t start, uint64_t end)
 {
     uint64_t cluster = copy->config.cluster_bytes;
     uint64_t last = (end + cluster - 1) / cluster;
@@ -79,6 +80,7 @@ static bool tap_claim(struct copy *copy, const struct guest *guest, uint64_t sta
         if (task == NULL) {
             return false;
         }
+        tap_unpark(guest);
         blkrepl__copy_start_task(copy, task, bit, 1, true, guest->lane);
         bit = blkrepl__hbitmap_next_set(&copy->todo, bit, last);
     }

@@ -83,6 +83,7 @@ static void task_shrink(struct copy_task *task, uint64_t end)
         task->range.given = true;
     }
     copy->cursor = min_u64(copy->cursor, first);
+    job_wake(copy->job);
 }
 
 static void task_free(struct copy_task *task)
@@ -109,6 +110,12 @@ static void task_settle(struct copy_task *task)
 
 static void task_ended(struct request *request);
 
+/* Whether a guest waits for what the task does now. */
+static bool task_awaited(const struct copy_task *task)
+{
+    return task->urgent && range_live(&task->range);
+}
+
 /* Give the task's request to a port. */
 static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode, uint64_t offset,
                         uint64_t bytes)
@@ -116,7 +123,7 @@ static void task_submit(struct copy_task *task, struct port *port, uint32_t opco
     blkrepl_io *io = &task->request->io;
 
     io->opcode = opcode;
-    io->flags = task->urgent ? 0 : BLKREPL_IO_BACKGROUND;
+    io->flags = task_awaited(task) ? 0 : BLKREPL_IO_BACKGROUND;
     if (opcode == BLKREPL_OP_ZEROES) {
         io->flags |= BLKREPL_IO_MAY_UNMAP | BLKREPL_IO_NO_FALLBACK;
     }
@@ -143,6 +150,7 @@ static void task_ask_status(struct copy_task *task)
     if (copy->settled_writes && !copy->probing) {
         end = min_u64(task->start + PROBE_BYTES, size);
         copy->probing = true;
+        task->probe = true;
     }
     end = min_u64(align_up(end, copy->config.source->leaf->port.info.request_alignment), size);
     memset(task->extents, 0, sizeof task->extents);
@@ -327,18 +335,18 @@ static bool task_status_valid(const struct copy_task *task)
 static void task_status(struct copy_task *task)
 {
     struct copy *copy = task->copy;
-    bool probe = task->request->io.bytes > task->end - task->start;
     bool zero = false;
     uint64_t end = min_u64(task->end, task->start + task->buffer_bytes);
 
     if (task->request->io_result == 0 && task_status_valid(task)) {
         end = task_same_until(task, &zero);
-        if (probe && copy->probing) {
+        if (task->probe) {
             task_remember(task);
         }
     } /* a status that failed or makes no sense: it is all data */
-    if (probe) {
+    if (task->probe) {
         copy->probing = false;
+        job_wake(copy->job); /* the pump was waiting for the answer */
     }
     if (end < task->end) {
         task_shrink(task, end);
@@ -395,23 +403,42 @@ static void task_fail_guest(struct copy_task *task, const struct job_error *erro
     task_free(task);
 }
 
-static void task_failed(struct copy_task *task, int result)
+static struct job_error task_error(const struct copy_task *task)
 {
     const blkrepl_io *io = &task->request->io;
-    bool writing = task->state == COPY_WRITE;
-    struct job_error error = {.code = result,
-                              .side = writing ? BLKREPL_SIDE_TARGET : BLKREPL_SIDE_SOURCE,
+
+    return (struct job_error){.code = task->request->io_result,
+                              .side = task->state == COPY_WRITE ? BLKREPL_SIDE_TARGET
+                                                                : BLKREPL_SIDE_SOURCE,
                               .offset = io->offset,
                               .bytes = io->bytes,
                               .what = io->opcode == BLKREPL_OP_READ     ? "read"
                                       : io->opcode == BLKREPL_OP_ZEROES ? "write of zeroes"
                                                                         : "write"};
+}
+
+static void task_failed(struct copy_task *task)
+{
+    struct job_error error = task_error(task);
 
     if (task->urgent && task->copy->config.hold_until_written) {
         task_fail_guest(task, &error);
         return;
     }
     blkrepl__copy_fail(task->copy, &error);
+    task_free(task);
+}
+
+/* The engine has stopped meanwhile: nothing matters but that an error is told. */
+static void task_ended_late(struct copy_task *task)
+{
+    int result = task->request->io_result;
+
+    if (result < 0 && result != -ECANCELED && task->state != COPY_STATUS) {
+        struct job_error error = task_error(task);
+
+        blkrepl__job_error(task->copy->job, &error);
+    }
     task_free(task);
 }
 
@@ -424,7 +451,7 @@ static void task_ended(struct request *request)
 
     copy->in_flight--;
     if (copy->stopped) {
-        task_free(task);
+        task_ended_late(task);
         return;
     }
     if (result == -ENOTSUP && request->io.opcode == BLKREPL_OP_ZEROES) {
@@ -433,7 +460,7 @@ static void task_ended(struct request *request)
         return;
     }
     if (result < 0 && task->state != COPY_STATUS) {
-        task_failed(task, result);
+        task_failed(task);
         return;
     }
     switch (task->state) {
@@ -456,6 +483,7 @@ void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_
     list_append(&copy->active, &task->link);
     task->ready.run = task_ready;
     task->urgent = urgent;
+    task->probe = false;
     task->zero = false;
     task->lane = lane;
     task->start = first * cluster;

@@ -266,6 +266,9 @@ static int job_set_paused(struct blkrepl_job *job, bool paused)
     if (rc < 0) {
         return rc;
     }
+    if (job->cancel) {
+        return 0; /* it is winding up: accepted, without effect */
+    }
     if (job->paused == paused) {
         return job_refuse(job, verb, paused ? "it is paused already" : "it is not paused");
     }
