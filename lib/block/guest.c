@@ -283,6 +283,20 @@ static void guest_add_range(struct guest *guest)
     guest->image->writes++;
 }
 
+/* The way of most writes, who wait for nothing: the same steps as guest_run()
+ * takes, without a jump through its switch for each. */
+static void guest_first_steps(struct guest *guest)
+{
+    if (guest_queued(guest) != STEP_AGAIN || guest_tapped(guest) != STEP_AGAIN) {
+        return;
+    }
+    if (LIKELY(guest->phase == GUEST_GIVEN)) {
+        guest_given(guest);
+    } else {
+        guest_run(&guest->ready);
+    }
+}
+
 void blkrepl__guest_start(struct guest *guest)
 {
     if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
@@ -305,10 +319,11 @@ void blkrepl__guest_start(struct guest *guest)
     }
     if (range_live(&guest->range) || guest->beside) {
         guest_enter(guest, GUEST_QUEUED);
+        guest_first_steps(guest);
     } else {
         guest_enter(guest, GUEST_GIVEN);
+        guest_given(guest);
     }
-    guest_run(&guest->ready);
 }
 
 void blkrepl__guest_end_bracket(struct guest *guest)
