@@ -72,7 +72,7 @@ typedef struct blkrepl_backup_options {
  *
  * The target must be at least as large as the source; what lies beyond the
  * source's size is not touched, except that the last block is filled up with
- * zeroes where the target's request alignment asks for it.  The host must not
+ * zeroes where the request alignment of the target image asks for it.  The host must not
  * write to the target by other means until the job has concluded; through the
  * library it cannot: the target answers -EBUSY to guest writes and brackets
  * from this call on.

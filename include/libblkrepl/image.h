@@ -217,7 +217,8 @@ BLKREPL_API int blkrepl_image_write(blkrepl_image *image, uint32_t lane, uint64_
  * flags: BLKREPL_IO_FUA, BLKREPL_IO_MAY_UNMAP (a hole will do) and
  * BLKREPL_IO_NO_FALLBACK (the callback gets -ENOTSUP rather than that buffers
  * are written; edges below the request alignment may still be).  A
- * long range is carried out in pieces; when one fails, the rest is not done.
+ * long range is carried out in pieces; when one fails, or a job's policy fails
+ * it, the rest is not done.
  *
  * Callbacks:  done, as for blkrepl_image_write().
  * Thread:     any.

@@ -31,7 +31,7 @@
 #ifdef BLKREPL_DEBUG
 #define CHECK(x) ALWAYS_CHECK(x)
 #else
-#define CHECK(x) ((void)sizeof(!(x)))
+#define CHECK(x) ((void)(0 && (x)))
 #endif
 
 /* Stop the program: an invariant of the library does not hold. */

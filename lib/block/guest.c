@@ -225,6 +225,8 @@ static void guest_withdraw(struct guest *guest)
         guest->tap->forget(guest->tap, guest);
         guest->tap = NULL;
     }
+    list_unlink(&guest->tap_link);
+    guest->tap_parked = NULL;
     if (range_live(&guest->range)) {
         blkrepl__range_end(guest_ranges(guest), &guest->range);
         guest->image->writes--;
@@ -237,7 +239,8 @@ static enum step guest_end(struct guest *guest, int result)
     guest_withdraw(guest);
     guest->result = result;
     guest_enter(guest, GUEST_ENDED);
-    guest_queue_callback(guest, guest_deliver, false);
+    /* A bracket may be cancelled until its callback runs: not fetched ahead. */
+    guest_queue_callback(guest, guest_deliver, guest->beside);
     return STEP_DONE;
 }
 
@@ -399,6 +402,7 @@ void blkrepl__guest_put(struct guest *guest)
     struct blkrepl_image *image = guest->image;
 
     CHECK(!range_live(&guest->range) && !list_linked(&guest->ready.link));
+    CHECK(!list_linked(&guest->tap_link));
     guest_enter(guest, GUEST_FREE);
     guest->token = 0;
     image->requests--;

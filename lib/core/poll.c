@@ -363,6 +363,7 @@ void blkrepl__drain(struct blkrepl_context *ctx)
         return; /* the thread that polls does it */
     }
     atomic_store_explicit(&ctx->lanes[0].polling, true, memory_order_relaxed);
+    ctx->lanes[0].kicked = false; /* nobody sleeps */
     for (int i = 0; i < DRAIN_ROUNDS_MAX && (news || blkrepl__lane_busy(ctx, 0)); i++) {
         poll_round(ctx, 0, &news);
     }

@@ -12,10 +12,20 @@
 
 #include "base/checked.h"
 
-static void tap_unpark(struct guest *guest)
+/* Whether the guest is on the list of this engine; another job of the image may
+ * be what it waits for. */
+static bool tap_parked(const struct copy *copy, const struct guest *guest)
 {
-    list_unlink(&guest->tap_link);
-    guest->tap_starved = false;
+    return guest->tap_parked == &copy->tap;
+}
+
+static void tap_unpark(struct copy *copy, struct guest *guest)
+{
+    if (tap_parked(copy, guest)) {
+        list_remove(&guest->tap_link);
+        guest->tap_parked = NULL;
+        guest->tap_starved = false;
+    }
 }
 
 /* Aim the timer at the first deadline. */
@@ -39,7 +49,7 @@ static enum tap_answer tap_park(struct copy *copy, struct guest *guest)
 {
     uint64_t timeout = copy->config.cbw_timeout_ns;
 
-    if (list_linked(&guest->tap_link)) {
+    if (tap_parked(copy, guest)) {
         return TAP_WAIT;
     }
     if (timeout == BLKREPL_FOREVER) {
@@ -49,7 +59,9 @@ static enum tap_answer tap_park(struct copy *copy, struct guest *guest)
 
         guest->tap_deadline_ns = timeout < BLKREPL_FOREVER - now ? now + timeout : BLKREPL_FOREVER;
     }
+    list_unlink(&guest->tap_link); /* it waits for us now, not for another job */
     list_append(&copy->waiting, &guest->tap_link);
+    guest->tap_parked = &copy->tap;
     tap_set_timer(copy);
     return TAP_WAIT;
 }
@@ -80,7 +92,7 @@ static bool tap_claim(struct copy *copy, struct guest *guest, uint64_t start, ui
         if (task == NULL) {
             return false;
         }
-        tap_unpark(guest);
+        tap_unpark(copy, guest);
         blkrepl__copy_start_task(copy, task, bit, 1, true, guest->lane);
         bit = blkrepl__hbitmap_next_set(&copy->todo, bit, last);
     }
@@ -89,7 +101,7 @@ static bool tap_claim(struct copy *copy, struct guest *guest, uint64_t start, ui
 
 static enum tap_answer tap_fail(struct copy *copy, struct guest *guest)
 {
-    tap_unpark(guest);
+    tap_unpark(copy, guest);
     tap_set_timer(copy);
     blkrepl__copy_kick_starved(copy);
     return TAP_FAIL;
@@ -99,7 +111,7 @@ static enum tap_answer tap_fail(struct copy *copy, struct guest *guest)
  * next one may try. */
 static enum tap_answer tap_pass(struct copy *copy, struct guest *guest)
 {
-    tap_unpark(guest);
+    tap_unpark(copy, guest);
     tap_set_timer(copy);
     blkrepl__copy_kick_starved(copy);
     return TAP_PASS;
@@ -109,7 +121,7 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
                                   uint64_t end)
 {
     struct copy *copy = CONTAINER_OF(tap, struct copy, tap);
-    bool first = !list_linked(&guest->tap_link);
+    bool first = !tap_parked(copy, guest); /* or it waited for another job */
     struct range *range;
 
     if (guest->tap_error != 0) {
@@ -118,16 +130,19 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
         return tap_unsaved(copy, start, end) ? TAP_SKIP : TAP_PASS;
     }
-    if (!guest->tap_starved) {
-        tap_unpark(guest); /* a copy has ended for it: the time starts anew */
+    if (!first && !guest->tap_starved) {
+        tap_unpark(copy, guest); /* a copy has ended for it: the time starts anew */
+    }
+    if (!first) {
+        guest->tap_starved = false;
     }
     end = min_u64(end, image_bytes(copy->config.source));
-    guest->tap_starved = false;
     if (!tap_claim(copy, guest, start, end)) {
-        guest->tap_starved = true;
         list_append(&copy->starved, &guest->ready.link);
         copy->guest_waits_count += first;
-        return tap_park(copy, guest);
+        tap_park(copy, guest);
+        guest->tap_starved = true;
+        return TAP_WAIT;
     }
     range = blkrepl__range_copy_of(&copy->config.source->leaf->ranges, copy, start, end);
     if (range == NULL) {
@@ -143,7 +158,7 @@ static void tap_forget(struct tap *tap, struct guest *guest)
 {
     struct copy *copy = CONTAINER_OF(tap, struct copy, tap);
 
-    tap_unpark(guest);
+    tap_unpark(copy, guest);
     tap_set_timer(copy);
     blkrepl__copy_kick_starved(copy);
 }
@@ -190,7 +205,7 @@ static void tap_expired(struct timer *timer)
         blkrepl__job_error(copy->job, &error);
         guest->tap_error = -ETIMEDOUT;
         guest->tap = NULL;
-        tap_unpark(guest);
+        tap_unpark(copy, guest);
         blkrepl__guest_wake(guest);
     }
     tap_set_timer(copy);
@@ -222,7 +237,7 @@ void blkrepl__copy_tap_release(struct copy *copy)
     while (!list_empty(&copy->waiting)) {
         struct guest *guest = CONTAINER_OF(copy->waiting.next, struct guest, tap_link);
 
-        tap_unpark(guest);
+        tap_unpark(copy, guest);
         guest->tap = NULL;
         blkrepl__guest_wake(guest);
     }

@@ -348,6 +348,9 @@ static void task_status(struct copy_task *task)
         copy->probing = false;
         job_wake(copy->job); /* the pump was waiting for the answer */
     }
+    if (!zero) {
+        end = min_u64(end, task->start + task->buffer_bytes);
+    }
     if (end < task->end) {
         task_shrink(task, end);
     }
