@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: MIT */
+#include "unit/rig.h"
+
+#include "job/copy.h"
+
+#define CLUSTER 4096u
+#define BYTES (40 * CLUSTER + 100)
+
+struct bench {
+    struct rig rig;
+    struct script source;
+    struct script target;
+    blkrepl_image *from;
+    blkrepl_image *to;
+    unsigned char *old;
+    unsigned released;
+};
+
+static void bench_init(struct bench *b, uint64_t bytes)
+{
+    memset(b, 0, sizeof *b);
+    rig_open(&b->rig, NULL);
+    script_init(&b->source, bytes);
+    script_init(&b->target, bytes);
+    b->old = malloc((size_t)bytes + 1);
+    assert_non_null(b->old);
+    for (uint64_t i = 0; i < bytes; i++) {
+        b->old[i] = b->source.disk[i] = (unsigned char)(i / 13 + i % 5 + 1);
+    }
+}
+
+static void bench_open(struct bench *b, uint64_t bytes)
+{
+    bench_init(b, bytes);
+    b->from = script_open(&b->source, &b->rig);
+    b->to = script_open(&b->target, &b->rig);
+}
+
+static void bench_close(struct bench *b)
+{
+    blkrepl_image_close(b->from);
+    blkrepl_image_close(b->to);
+    rig_close(&b->rig);
+    script_fini(&b->source);
+    script_fini(&b->target);
+    free(b->old);
+}
+
+static void released(void *user)
+{
+    ((struct bench *)user)->released++;
+}
+
+static blkrepl_backup_options options_of(struct bench *b)
+{
+    return (blkrepl_backup_options){.struct_size = sizeof(blkrepl_backup_options),
+                                    .name = "b0",
+                                    .user = b,
+                                    .release = released,
+                                    .cluster_bytes = CLUSTER,
+                                    .chunk_bytes_max = 4 * CLUSTER,
+                                    .reserve_bytes = 2 * CLUSTER,
+                                    .workers_max = 2};
+}
+
+static blkrepl_job_info info_of(blkrepl_job *job)
+{
+    blkrepl_job_info info = {.struct_size = sizeof info};
+
+    assert_int_equal(blkrepl_job_query(job, &info), 0);
+    return info;
+}
+
+static blkrepl_job *create(struct bench *b, const blkrepl_backup_options *o)
+{
+    blkrepl_job *job;
+
+    assert_int_equal(blkrepl_backup_create(b->from, b->to, o, &job), 0);
+    return job;
+}
+
+/* The job has concluded so, and let go of everything. */
+static void assert_concluded(struct bench *b, blkrepl_job *job, uint32_t result, int error)
+{
+    blkrepl_job_info info = info_of(job);
+
+    assert_int_equal(info.state, BLKREPL_JOB_CONCLUDED);
+    assert_int_equal(info.result, result);
+    assert_int_equal(info.error, error);
+    assert_int_equal(info.requests_in_flight, 0);
+    assert_int_equal(rig_event(&b->rig, BLKREPL_EVENT_JOB_DONE, 0)->error, error);
+    assert_int_equal(rig_events(&b->rig, BLKREPL_EVENT_JOB_DONE), 1);
+    assert_int_equal(b->from->jobs_reading, 0);
+    assert_int_equal(b->to->jobs_writing, 0);
+    assert_int_equal(b->rig.ctx->memory_used, 0);
+    assert_int_equal(b->rig.ctx->job_requests.used, 0);
+    if (result == BLKREPL_RESULT_DONE) {
+        assert_int_equal(info.bytes_done, info.bytes_total);
+    } else {
+        assert_true(info.bytes_total == 0 || info.bytes_done < info.bytes_total);
+    }
+    blkrepl_job_free(job);
+    rig_poll(&b->rig);
+    assert_int_equal(b->released, 1);
+}
+
+static void backup_copies_everything_and_flushes_before_it_is_done(void **state)
+{
+    struct bench b;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    b.target.hold = 1u << BLKREPL_OP_FLUSH;
+    job = create(&b, &o);
+    assert_int_equal(info_of(job).state, BLKREPL_JOB_CREATED);
+    assert_int_equal(blkrepl_job_start(job), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(b.target.waiting_count, 1);
+    assert_memory_equal(b.target.disk, b.old, BYTES);
+    assert_int_equal(info_of(job).state, BLKREPL_JOB_RUNNING);
+    assert_int_equal(info_of(job).bytes_done, BYTES - 1); /* not yet durable */
+    assert_int_equal(info_of(job).requests_in_flight, 1);
+    script_end(&b.target, 0, 0);
+    rig_poll(&b.rig);
+    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
+    bench_close(&b);
+}
+
+static void backup_of_nothing_is_done(void **state)
+{
+    struct bench b;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    (void)state;
+    bench_open(&b, 0);
+    o = options_of(&b);
+    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
+    rig_poll(&b.rig);
+    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
+    assert_int_equal(script_count(&b.target, BLKREPL_OP_FLUSH), 1);
+    bench_close(&b);
+}
+
+static void backup_whose_flush_fails_has_failed(void **state)
+{
+    struct bench b;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    b.target.result[BLKREPL_OP_FLUSH] = -EIO;
+    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(info_of(job).error_side, BLKREPL_SIDE_TARGET);
+    assert_non_null(strstr(info_of(job).message, "target flush"));
+    assert_concluded(&b, job, BLKREPL_RESULT_FAILED, -EIO);
+    bench_close(&b);
+}
+
+static void backup_that_fails_waits_for_what_is_in_flight(void **state)
+{
+    struct bench b;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    b.source.info.opcodes = 6;
+    b.from->leaf->port.info.opcodes = 6;
+    b.source.hold = 1u << BLKREPL_OP_READ;
+    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(b.source.waiting_count, 2);
+    script_end(&b.source, 0, -EIO);
+    rig_poll(&b.rig);
+    assert_int_equal(info_of(job).state, BLKREPL_JOB_RUNNING);
+    assert_int_equal(b.source.cancels, 1);
+    script_end(&b.source, 0, -ECANCELED);
+    rig_poll(&b.rig);
+    assert_int_equal(script_count(&b.target, 0), 0); /* not even a flush */
+    assert_int_equal(info_of(job).error_count, 1);
+    assert_concluded(&b, job, BLKREPL_RESULT_FAILED, -EIO);
+    bench_close(&b);
+}
+
+/* Cancel while `opcode` waits at a backend. */
+static void cancel_at(uint32_t opcode, bool at_target)
+{
+    struct bench b;
+    struct script *script = at_target ? &b.target : &b.source;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    script->hold = 1u << opcode;
+    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
+    rig_poll(&b.rig);
+    assert_true(script->waiting_count > 0);
+    assert_int_equal(blkrepl_job_cancel(job, 0), 0);
+    assert_int_equal(script->cancels, script->waiting_count);
+    assert_int_equal(info_of(job).flags, BLKREPL_JOB_FLAG_CANCELLING);
+    assert_int_equal(blkrepl_job_cancel(job, BLKREPL_CANCEL_FORCE), 0); /* again */
+    rig_poll(&b.rig);
+    assert_int_equal(info_of(job).state, BLKREPL_JOB_RUNNING);
+    script_end_all(script);
+    rig_poll(&b.rig);
+    assert_concluded(&b, job, BLKREPL_RESULT_CANCELLED, -ECANCELED);
+    bench_close(&b);
+}
+
+static void backup_is_cancelled_in_every_state(void **state)
+{
+    struct bench b;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    (void)state;
+    cancel_at(BLKREPL_OP_STATUS, false);
+    cancel_at(BLKREPL_OP_READ, false);
+    cancel_at(BLKREPL_OP_WRITE, true);
+    cancel_at(BLKREPL_OP_FLUSH, true);
+    bench_open(&b, BYTES); /* and before it is started */
+    o = options_of(&b);
+    job = create(&b, &o);
+    assert_int_equal(blkrepl_job_cancel(job, 0), 0);
+    assert_int_equal(info_of(job).state, BLKREPL_JOB_CONCLUDED);
+    rig_poll(&b.rig);
+    assert_concluded(&b, job, BLKREPL_RESULT_CANCELLED, -ECANCELED);
+    bench_close(&b);
+}
+
+static void backup_goes_back_to_copying_what_a_failed_guest_copy_left(void **state)
+{
+    struct bench b;
+    struct done done;
+    blkrepl_completion c;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    (void)state;
+    bench_open(&b, 3 * CLUSTER);
+    o = options_of(&b);
+    o.on_cbw_error = BLKREPL_CBW_GUEST_WRITE_FAILS;
+    b.target.hold = 1u << BLKREPL_OP_WRITE;
+    job = create(&b, &o);
+    assert_int_equal(blkrepl_job_pause(job), 0);
+    assert_int_equal(blkrepl_job_start(job), 0);
+    c = done_of(&done);
+    assert_int_equal(blkrepl_image_write_zeroes(b.from, 0, 0, 100, 0, &c), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(b.target.waiting_count, 1); /* a paused backup still saves */
+    assert_int_equal(blkrepl_job_resume(job), 0);
+    rig_poll(&b.rig);
+    script_end(&b.target, script_find(&b.target, BLKREPL_OP_WRITE, CLUSTER), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(b.target.waiting_count, 1); /* all is claimed: it drains */
+    script_end(&b.target, 0, -ENOSPC);
+    rig_poll(&b.rig);
+    done_assert(&done, -ENOSPC);
+    script_end(&b.target, script_find(&b.target, BLKREPL_OP_WRITE, 0), 0);
+    rig_poll(&b.rig);
+    assert_memory_equal(b.target.disk, b.old, 3 * CLUSTER);
+    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
+    bench_close(&b);
+}
+
+static void backup_that_is_paused_stands_still(void **state)
+{
+    struct bench b;
+    blkrepl_job *job;
+    blkrepl_backup_options o;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    b.target.hold = 1u << BLKREPL_OP_WRITE;
+    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(blkrepl_job_pause(job), 0);
+    while (b.target.waiting_count > 0) {
+        script_end(&b.target, 0, 0);
+        rig_poll(&b.rig);
+    }
+    assert_int_equal(info_of(job).state, BLKREPL_JOB_RUNNING);
+    assert_true(info_of(job).bytes_done < BYTES / 2);
+    b.target.hold = 0;
+    assert_int_equal(blkrepl_job_resume(job), 0);
+    rig_poll(&b.rig);
+    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
+    bench_close(&b);
+}
+
+/* ---- Options -------------------------------------------------------------------- */
+
+static void refused(struct bench *b, const blkrepl_backup_options *o, int code)
+{
+    blkrepl_job *job = (blkrepl_job *)(void *)b;
+    unsigned before = b->released;
+    uint64_t live = b->rig.heap.live;
+
+    assert_int_equal(blkrepl_backup_create(b->from, b->to, o, &job), code);
+    assert_null(job);
+    assert_int_equal(b->released, before + 1);
+    assert_int_equal(b->rig.heap.live, live);
+    assert_int_equal(b->from->refs, 1);
+    assert_int_equal(b->to->refs, 1);
+    assert_int_equal(b->to->jobs_writing, 0);
+    assert_int_equal(b->rig.ctx->job_requests.used, 0);
+}
+
+static void backup_refuses_bad_options_and_releases_once(void **state)
+{
+    struct bench b;
+    blkrepl_backup_options good;
+    blkrepl_backup_options o;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    good = options_of(&b);
+    o = good;
+    o.flags = 2;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.reserved0 = 1;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.reserved1 = &b;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.sync = 2;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.on_cbw_error = 3;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.cluster_bytes = 2048;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.cluster_bytes = 3 * 4096;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.cluster_bytes = 32 * MIB;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.workers_max = 1025;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.chunk_bytes_max = (UINT64_C(1) << 30) + 1;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.reserve_bytes = (UINT64_C(1) << 40) + 1;
+    refused(&b, &o, -EINVAL);
+    o = good;
+    o.reserve_bytes = UINT64_C(1) << 36;
+    refused(&b, &o, -ENOMEM); /* more than the context's budget */
+    o = good;
+    o.name = "";
+    refused(&b, &o, -EINVAL);
+    bench_close(&b);
+}
+
+static void backup_refuses_images_that_do_not_fit(void **state)
+{
+    struct bench b;
+    blkrepl_backup_options o;
+    blkrepl_job *job;
+    uint64_t bytes = BYTES;
+
+    (void)state;
+    bench_open(&b, bytes);
+    o = options_of(&b);
+    b.to->leaf->port.info.bytes = bytes - 1;
+    refused(&b, &o, -ENOSPC);
+    b.to->leaf->port.info.bytes = bytes;
+    b.to->read_only = true;
+    refused(&b, &o, -EROFS);
+    b.to->read_only = false;
+    b.to->leaf->port.info.request_alignment = 8192;
+    refused(&b, &o, -ENOTSUP);
+    b.to->leaf->port.info.request_alignment = 1;
+    b.to->writes = 1;
+    refused(&b, &o, -EBUSY);
+    b.to->writes = 0;
+    b.from->leaf->identified = b.to->leaf->identified = true;
+    refused(&b, &o, -EINVAL); /* one file */
+    b.to->leaf->inode = 1;
+    assert_int_equal(blkrepl_backup_create(b.from, b.from, &o, &job), -EINVAL);
+    assert_int_equal(blkrepl_backup_create(NULL, b.to, &o, &job), -EINVAL);
+    assert_int_equal(blkrepl_backup_create(b.from, NULL, &o, &job), -EINVAL);
+    assert_int_equal(blkrepl_backup_create(b.from, b.to, &o, NULL), -EINVAL);
+    bench_close(&b);
+}
+
+static void backup_keeps_its_images_to_itself(void **state)
+{
+    struct bench b;
+    blkrepl_backup_options o;
+    blkrepl_job *first;
+    blkrepl_job *job;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    first = create(&b, &o);
+    o.name = "b1";
+    assert_int_equal(blkrepl_backup_create(b.from, b.to, &o, &job), -EBUSY); /* its target */
+    assert_int_equal(blkrepl_backup_create(b.to, b.from, &o, &job), -EBUSY);
+    assert_int_equal(blkrepl_image_discard(b.to, 0, 0, 1, 0, NULL), -EBUSY);
+    b.released = 0;
+    blkrepl_job_free(first); /* never started: gone */
+    rig_poll(&b.rig);
+    assert_int_equal(b.released, 1);
+    assert_int_equal(b.to->jobs_writing, 0);
+    first = create(&b, &o);
+    blkrepl_job_free(first);
+    bench_close(&b);
+}
+
+/* How a struct backup begins. */
+struct head {
+    struct blkrepl_job job;
+    struct copy copy;
+};
+
+static void backup_takes_what_both_images_need_for_a_cluster(void **state)
+{
+    struct bench b;
+    blkrepl_backup_options o;
+    blkrepl_job *job;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    o.cluster_bytes = 0;
+    o.chunk_bytes_max = 0;
+    b.to->leaf->port.info.cluster_bytes = 1u << 20;
+    b.from->leaf->port.info.cluster_bytes = 1u << 17;
+    job = create(&b, &o);
+    assert_int_equal(CONTAINER_OF(
+                         job,
+                         struct {
+                             struct blkrepl_job job;
+                             struct copy copy;
+                         },
+                         job)
+                         ->copy.config.cluster_bytes,
+                     1u << 20);
+    blkrepl_job_free(job);
+    bench_close(&b);
+}
+
+static void backup_create_that_runs_out_of_memory_anywhere_leaks_nothing(void **state)
+{
+    struct bench b;
+    blkrepl_backup_options o;
+    blkrepl_job *job;
+    bool done = false;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    for (uint64_t n = 1; n < 20 && !done; n++) {
+        uint64_t live = b.rig.heap.live;
+
+        b.released = 0;
+        b.rig.heap.fail_at = b.rig.heap.calls + n;
+        done = blkrepl_backup_create(b.from, b.to, &o, &job) == 0;
+        b.rig.heap.fail_at = 0;
+        if (done) {
+            assert_true(n > 3);
+            blkrepl_job_free(job);
+            rig_poll(&b.rig);
+        }
+        assert_int_equal(b.rig.heap.live, live);
+        assert_int_equal(b.released, 1);
+    }
+    assert_true(done);
+    bench_close(&b);
+}
+
+static void backup_that_runs_takes_no_memory(void **state)
+{
+    struct bench b;
+    blkrepl_backup_options o;
+    blkrepl_job *job;
+    uint64_t calls;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    job = create(&b, &o);
+    calls = b.rig.heap.calls;
+    assert_int_equal(blkrepl_job_start(job), 0);
+    assert_int_equal(blkrepl_image_write_zeroes(b.from, 0, 0, BYTES, 0, NULL), 0);
+    rig_poll(&b.rig);
+    assert_memory_equal(b.target.disk, b.old, BYTES);
+    assert_int_equal(b.rig.heap.calls, calls);
+    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
+    bench_close(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(backup_copies_everything_and_flushes_before_it_is_done),
+        cmocka_unit_test(backup_of_nothing_is_done),
+        cmocka_unit_test(backup_whose_flush_fails_has_failed),
+        cmocka_unit_test(backup_that_fails_waits_for_what_is_in_flight),
+        cmocka_unit_test(backup_is_cancelled_in_every_state),
+        cmocka_unit_test(backup_goes_back_to_copying_what_a_failed_guest_copy_left),
+        cmocka_unit_test(backup_that_is_paused_stands_still),
+        cmocka_unit_test(backup_refuses_bad_options_and_releases_once),
+        cmocka_unit_test(backup_refuses_images_that_do_not_fit),
+        cmocka_unit_test(backup_keeps_its_images_to_itself),
+        cmocka_unit_test(backup_takes_what_both_images_need_for_a_cluster),
+        cmocka_unit_test(backup_create_that_runs_out_of_memory_anywhere_leaks_nothing),
+        cmocka_unit_test(backup_that_runs_takes_no_memory),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

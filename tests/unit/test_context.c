@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/context.h"
+
+#include "unit/rig.h"
+
+static void context_takes_zero_for_the_defaults(void **state)
+{
+    blkrepl_context *ctx;
+
+    (void)state;
+    assert_int_equal(blkrepl_context_create(NULL, &ctx), 0);
+    assert_int_equal(ctx->lane_count, 1);
+    assert_int_equal(ctx->requests_max, 1024);
+    assert_int_equal(ctx->job_requests.count, 8192);
+    assert_int_equal(ctx->callbacks_max, 256);
+    assert_int_equal(ctx->completions_max, 256);
+    assert_int_equal(ctx->copies_max, 16);
+    assert_true(ctx->memory_bytes_max == UINT64_C(1) << 30);
+    assert_int_equal(ctx->slot_count, 1024 + 8192);
+    assert_true(blkrepl_context_now(ctx) > 0);
+    assert_int_equal(blkrepl_context_free(ctx), 0);
+    assert_int_equal(blkrepl_context_free(NULL), 0);
+}
+
+/* Create with one thing wrong. */
+static void refuse(struct rig *rig, const blkrepl_context_options *options, int code)
+{
+    blkrepl_context *ctx = (blkrepl_context *)(void *)rig;
+    unsigned before = rig->sink_released;
+
+    assert_int_equal(blkrepl_context_create(options, &ctx), code);
+    assert_null(ctx);
+    assert_int_equal(rig->sink_released, before + 1);
+    assert_int_equal(rig->heap.live, 0);
+}
+
+static void context_refuses_bad_options_and_releases_the_sink(void **state)
+{
+    struct rig rig = {.no_log = true};
+    blkrepl_hooks hooks;
+    blkrepl_allocator allocator;
+    blkrepl_context_options good = rig_options(&rig, NULL, &hooks, &allocator);
+    blkrepl_context_options o;
+
+    (void)state;
+    o = good;
+    o.flags = 1;
+    refuse(&rig, &o, -EINVAL);
+    o = good;
+    o.reserved0 = 1;
+    refuse(&rig, &o, -EINVAL);
+    o = good;
+    o.reserved1 = &o;
+    refuse(&rig, &o, -EINVAL);
+    o = good;
+    o.lane_count = 2;
+    refuse(&rig, &o, -ENOTSUP);
+    o = good;
+    o.requests_max = 65537;
+    refuse(&rig, &o, -EINVAL);
+    o = good;
+    o.job_requests_max = 65537;
+    refuse(&rig, &o, -EINVAL);
+    o = good;
+    o.pool_threads_max = 65;
+    refuse(&rig, &o, -EINVAL);
+    hooks.flags = 1;
+    refuse(&rig, &good, -EINVAL);
+    hooks.flags = 0;
+    hooks.struct_size = 8;
+    refuse(&rig, &good, -EINVAL);
+    hooks.struct_size = sizeof hooks;
+    allocator.zalloc = NULL;
+    refuse(&rig, &good, -EINVAL);
+    allocator = heap_allocator(&rig.heap);
+    assert_int_equal(blkrepl_context_create(&good, NULL), -EINVAL);
+    o = good;
+    o.struct_size = 8; /* too small for the sink to be in it */
+    assert_int_equal(blkrepl_context_create(&o, &rig.ctx), -EINVAL);
+    assert_int_equal(rig.sink_released, 11);
+    o = good;
+    o.lane_count = 1;
+    o.requests_max = o.job_requests_max = 65536;
+    rig.sink_released = 0;
+    assert_int_equal(blkrepl_context_create(&o, &rig.ctx), 0);
+    rig_close(&rig);
+}
+
+static int no_entropy(void *user, void *out, size_t bytes)
+{
+    (void)user;
+    (void)out;
+    (void)bytes;
+    return -ENODEV;
+}
+
+static void context_passes_the_entropy_hook_s_code_on_or_takes_its_seed(void **state)
+{
+    struct rig rig = {.no_log = true};
+    blkrepl_hooks hooks;
+    blkrepl_allocator allocator;
+    blkrepl_context_options o = rig_options(&rig, NULL, &hooks, &allocator);
+
+    (void)state;
+    assert_int_equal(blkrepl_context_create(&o, &rig.ctx), 0);
+    assert_true(rig.ctx->seed == UINT64_C(0x5a5a5a5a5a5a5a5a));
+    rig_close(&rig);
+    hooks.entropy = no_entropy;
+    refuse(&rig, &o, -ENODEV);
+}
+
+static void context_that_gets_no_memory_leaks_none(void **state)
+{
+    int rc = -ENOMEM;
+
+    (void)state;
+    for (uint64_t n = 1; rc == -ENOMEM && n < 10; n++) {
+        struct rig rig = {.no_log = true, .heap = {.fail_at = n}};
+        blkrepl_hooks hooks;
+        blkrepl_allocator allocator;
+        blkrepl_context_options o = rig_options(&rig, NULL, &hooks, &allocator);
+
+        rc = blkrepl_context_create(&o, &rig.ctx);
+        if (rc == 0) {
+            assert_int_equal(n, 4);
+            rig_close(&rig);
+        }
+        assert_int_equal(rig.heap.live, 0);
+        assert_int_equal(rig.sink_released, 1);
+    }
+    assert_int_equal(rc, 0);
+}
+
+static void context_time_never_runs_backwards(void **state)
+{
+    struct rig rig = {.no_log = true};
+
+    (void)state;
+    rig_open(&rig, NULL);
+    rig.now = 500;
+    assert_true(blkrepl_context_now(rig.ctx) == 500);
+    rig.now = 400;
+    assert_true(blkrepl_context_now(rig.ctx) == 500);
+    rig.now = 501;
+    assert_true(blkrepl_context_now(rig.ctx) == 501);
+    rig.now = UINT64_MAX; /* whatever the host's clock says */
+    assert_true(blkrepl_context_now(rig.ctx) == UINT64_MAX);
+    rig_poll(&rig);
+    assert_true(blkrepl_context_now(NULL) == 0);
+    rig_close(&rig);
+}
+
+static void context_free_names_what_remains(void **state)
+{
+    struct rig rig = {.no_log = true};
+    struct script script;
+    struct done done;
+    blkrepl_completion c = done_of(&done);
+    blkrepl_image *image;
+
+    (void)state;
+    rig_open(&rig, NULL);
+    script_init(&script, MIB);
+    script.hold = 0x7e;
+    image = script_open(&script, &rig);
+    assert_int_equal(blkrepl_image_flush(image, 0, &c), 0);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_string_equal(blkrepl_error_message(), "context: 1 image and 0 job handles are open");
+    assert_int_equal(script.cancels, 1); /* nobody wants it any more */
+    assert_true(script.cancelled == script.waiting[0]->id);
+    blkrepl_image_close(image);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_int_equal(script.cancels, 1); /* told once */
+    assert_string_equal(blkrepl_error_message(), "context: 1 requests or brackets have not ended");
+    assert_int_equal(rig.sink_released, 0);
+    script_end(&script, 0, -ECANCELED);
+    ASSERT_PENDING(&done);
+    rig_close(&rig); /* the free polls */
+    done_assert(&done, -ECANCELED);
+    script_fini(&script);
+}
+
+static void context_free_notices_other_threads(void **state)
+{
+    struct rig rig = {.no_log = true};
+
+    (void)state;
+    rig_open(&rig, NULL);
+    rig.ctx->inside++;
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    rig.ctx->inside--;
+    atomic_fetch_add(&rig.ctx->completing, 1);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    atomic_fetch_sub(&rig.ctx->completing, 1);
+    atomic_store(&rig.ctx->lanes[0].polling, true);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    atomic_store(&rig.ctx->lanes[0].polling, false);
+    rig_close(&rig);
+}
+
+static struct machine *shut_order[2];
+static unsigned shut_count;
+
+static void note_shut(struct machine *machine)
+{
+    shut_order[shut_count++] = machine;
+}
+
+static void context_free_shuts_jobs_down_once_and_wakes_pollers(void **state)
+{
+    struct rig rig = {.no_log = true};
+    struct machine machines[2] = {{.shut_down = note_shut}, {.shut_down = note_shut}};
+
+    (void)state;
+    rig_open(&rig, NULL);
+    shut_count = 0;
+    list_append(&rig.ctx->jobs, &machines[0].all);
+    list_append(&rig.ctx->jobs, &machines[1].all);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_true(rig.ctx->shut);
+    assert_int_equal(shut_count, 2);
+    assert_ptr_equal(shut_order[0], &machines[0]);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_int_equal(shut_count, 2);
+    list_remove(&machines[0].all);
+    list_remove(&machines[1].all);
+    rig_close(&rig);
+}
+
+static unsigned helper_freed;
+
+static void note_helper_free(void *user)
+{
+    (void)user;
+    helper_freed++;
+}
+
+static void context_free_frees_its_helper(void **state)
+{
+    struct rig rig = {.no_log = true};
+
+    (void)state;
+    rig_open(&rig, NULL);
+    helper_freed = 0;
+    rig.ctx->helper = (struct helper){.user = &rig, .free = note_helper_free};
+    rig_close(&rig);
+    assert_int_equal(helper_freed, 1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(context_takes_zero_for_the_defaults),
+        cmocka_unit_test(context_refuses_bad_options_and_releases_the_sink),
+        cmocka_unit_test(context_passes_the_entropy_hook_s_code_on_or_takes_its_seed),
+        cmocka_unit_test(context_that_gets_no_memory_leaks_none),
+        cmocka_unit_test(context_time_never_runs_backwards),
+        cmocka_unit_test(context_free_names_what_remains),
+        cmocka_unit_test(context_free_notices_other_threads),
+        cmocka_unit_test(context_free_shuts_jobs_down_once_and_wakes_pollers),
+        cmocka_unit_test(context_free_frees_its_helper),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
