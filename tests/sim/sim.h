@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: MIT */
+/* sim.h - what the files of blkrepl-sim share.
+ *
+ * One process, one thread, no clock, no files: a run is a function of one
+ * 64-bit seed.  The truth about a disk is the medium of its struct disk; the
+ * oracle compares it with what the guest was told and with what a backup
+ * promised.  Everything that happens is an event: it goes into the running hash
+ * and into a ring that is printed when a promise is broken.
+ */
+#ifndef BLKREPL_SIM_H
+#define BLKREPL_SIM_H
+
+#include <libblkrepl/libblkrepl.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SOURCES_MAX 2
+#define DISKS_MAX 5
+#define BACKUPS_MAX 6
+#define REQUESTS_MAX 512
+#define QUEUE_MAX 32
+#define DISK_BYTES_MAX (1280u * 1024)
+#define ARENA_BYTES (4u * 1024 * 1024)
+#define RING 64
+#define SECOND_NS UINT64_C(1000000000)
+
+/* The order in which a disk completes its requests. */
+enum order {
+    ORDER_UNIFORM,
+    ORDER_FIFO,
+    ORDER_LIFO,
+    ORDER_STARVE_OLDEST,
+    ORDER_BATCHES,
+    ORDER_COUNT
+};
+
+/* A request at a disk; what is needed after its io is gone is copied. */
+struct disk_request {
+    blkrepl_io *io;
+    uint64_t id;
+    uint64_t seq; /* of its submit                                           */
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t copied; /* READ: this much was sampled                          */
+    uint32_t op;
+    uint32_t flags;
+    int owner;       /* guest request that it belongs to, or -1             */
+    bool owner_sure; /* no other pending request could have caused it       */
+    bool hung;       /* not before it is cancelled, or the disk is healed   */
+    bool told;       /* cancel was called for it                            */
+};
+
+/* A completed write that no flush has made durable. */
+struct volatile_write {
+    uint64_t seq;
+    int owner;
+};
+
+struct disk {
+    /* Drawn per run. */
+    uint32_t index;
+    uint64_t bytes;
+    blkrepl_backend_info info;
+    enum order order;
+    uint32_t inline_percent;
+    uint32_t error_permille;
+    uint32_t hang_percent;
+    uint32_t tear_percent;
+    uint32_t errors_left;
+    uint32_t discard_mode; /* 0: unchanged, 1: zero, 2: garbage              */
+    uint32_t status_unit;
+    bool sticky;
+    bool has_cancel;
+    bool read_only;
+    /* State. */
+    uint8_t *medium;
+    blkrepl_image *image;
+    uint64_t align; /* what the image demands of a bracket                   */
+    bool opened;
+    bool closed;
+    bool released;
+    bool healed;
+    bool failing;            /* a sticky error has begun                                */
+    uint64_t error_codes[3]; /* bit n: -n was answered                       */
+    uint32_t in_flight;
+    struct disk_request queue[QUEUE_MAX];
+    uint32_t volatile_count;
+    struct volatile_write volatile_writes[2048];
+};
+
+/* Where a guest request is in its life. */
+enum request_state {
+    REQUEST_PENDING, /* in its call, or accepted and not called back         */
+    REQUEST_GO,      /* a bracket: the host may write                        */
+    REQUEST_OVER
+};
+
+/* A guest request or a bracket. */
+struct request {
+    uint32_t op;
+    struct disk *disk;
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t token;
+    uint64_t accept_seq;
+    uint64_t done_seq;
+    uint8_t *buffer;
+    blkrepl_iovec iov[4];
+    blkrepl_extent extents[4];
+    enum request_state state;
+    uint32_t flags;
+    uint32_t tag; /* of the pattern; 0: the data are zeroes                  */
+    int result;
+    uint32_t fn_count;
+    uint32_t release_count;
+    uint32_t others; /* that were pending when it was made                    */
+    bool accepted;
+    bool bracket;
+    bool cancelled;
+    bool doomed;     /* a cancel came too late: go will tell an error         */
+    bool wrote;      /* something of it may have reached the medium          */
+    bool wrote_sure; /* something of it has been given to the backend        */
+    bool no_release;
+};
+
+/* What a write that had not ended at the start of a backup is to it. */
+enum concurrent_class {
+    CONCURRENT_GIVEN, /* its data, if it succeeded                           */
+    CONCURRENT_MAYBE, /* the library may have given it: all or nothing       */
+    CONCURRENT_AFTER  /* surely not given: the old data                      */
+};
+
+struct concurrent {
+    int request;
+    enum concurrent_class class;
+};
+
+struct backup {
+    struct disk *source;
+    struct disk *target;
+    blkrepl_job *job;
+    blkrepl_backup_options options;
+    uint64_t start_ns;
+    uint64_t start_seq;
+    uint64_t job_id;
+    uint8_t *start;      /* the medium of the source at the start            */
+    uint8_t *read_after; /* byte was read from the source since              */
+    uint8_t *saved;      /* byte was written to the target since             */
+    uint64_t saved_bytes;
+    uint64_t bytes_done;
+    uint32_t concurrent_count;
+    struct concurrent concurrent[REQUESTS_MAX];
+    const char *must_fail; /* why it may not end as done                     */
+    uint64_t must_fail_offset;
+    uint32_t event_count;
+    uint32_t release_count;
+    int result;   /* of JOB_DONE                                               */
+    bool calling; /* inside its create                                       */
+    bool created;
+    bool starting;
+    bool started;
+    bool paused; /* when its handle was freed                                */
+    bool cancel_asked;
+    bool freed;
+    bool done;    /* JOB_DONE was delivered                                     */
+    bool checked; /* the target was compared                                 */
+};
+
+struct sim_options {
+    uint32_t steps;
+    uint32_t sources;
+    uint32_t disks;
+    uint32_t backups;
+    uint32_t guest_weight;
+    uint32_t beside_percent;
+    uint32_t reenter_percent;
+    uint32_t misuse_percent;
+    uint32_t verb_weight;
+    uint32_t clock_weight;
+    uint32_t poll_weight;
+    uint32_t disk_weight;
+    uint32_t close_percent;
+    uint32_t alloc_fail_percent;
+    uint32_t long_writes_percent;
+    bool early_shutdown;
+    bool guest_first;
+    bool clock_jumps;
+    blkrepl_context_options context;
+};
+
+struct counts {
+    uint64_t seeds;
+    uint64_t events;
+    uint64_t errors;
+    uint64_t torn;
+    uint64_t hung;
+    uint64_t inline_completions;
+    uint64_t cancelled_io;
+    uint64_t alloc_failures;
+    uint64_t misuses;
+    uint64_t reentries;
+    uint64_t requests;
+    uint64_t refused;
+    uint64_t brackets;
+    uint64_t backups_done;
+    uint64_t backups_failed;
+    uint64_t backups_cancelled;
+    uint64_t backups_dropped;
+};
+
+struct event_record {
+    const char *format;
+    unsigned long long args[5];
+};
+
+struct sim {
+    uint64_t seed;
+    uint64_t rng;
+    uint64_t seq;
+    uint64_t hash;
+    struct event_record ring[RING];
+    bool trace;
+    blkrepl_context *ctx;
+    bool gone;     /* context_free() has returned 0                          */
+    bool shutdown; /* context_free() was called                              */
+    bool quiet;    /* no new work of any kind                                */
+    bool may_allocate;
+    bool alloc_failed;
+    bool room_expected;
+    uint32_t callback_depth;
+    uint32_t depth; /* calls of the library we are inside of                 */
+    uint32_t reenter_depth;
+    uint32_t callbacks;
+    uint32_t pending; /* requests and brackets that have not ended           */
+    uint64_t now_ns;
+    uint64_t last_now_ns;
+    int64_t live_blocks;
+    uint32_t sink_releases;
+    struct sim_options options;
+    struct disk disks[DISKS_MAX];
+    uint32_t request_count;
+    uint32_t active_count;
+    int active[REQUESTS_MAX]; /* not over, in order of acceptance            */
+    struct request requests[REQUESTS_MAX];
+    uint32_t backup_count;
+    struct backup backups[BACKUPS_MAX];
+    uint8_t *arena;
+    size_t arena_used;
+    struct counts counts;
+};
+
+extern struct sim sim;
+
+/* rng.c: chance, the pattern of the data, events, failure. */
+uint64_t rng_next(void);
+uint64_t rng_below(uint64_t limit);
+uint64_t rng_between(uint64_t low, uint64_t high);
+bool rng_chance(uint32_t percent);
+void pattern_init(void);
+uint8_t pattern_byte(uint32_t tag, uint64_t position);
+void pattern_fill(uint8_t *out, uint32_t tag, uint64_t position, uint64_t bytes);
+void event_add(uint64_t where, const char *format, const unsigned long long args[5]);
+_Noreturn void sim_fail(const char *format, ...);
+
+#define EVENT(format, ...) event_add(__LINE__, format, (unsigned long long[5]){__VA_ARGS__})
+#define EXPECT(condition, ...)                                                                     \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            sim_fail(__VA_ARGS__);                                                                 \
+        }                                                                                          \
+    } while (0)
+
+/* disk.c: the backends. */
+void disk_draw(struct disk *disk, uint32_t index, uint64_t bytes);
+void disk_open(struct disk *disk);
+bool disk_progress(struct disk *disk);
+void disk_heal(struct disk *disk);
+void disk_land(struct disk *disk, uint32_t op, uint64_t offset, uint64_t bytes,
+               const struct request *from);
+void disk_payload(const struct disk *disk, const struct disk_request *request, uint8_t *out);
+uint8_t disk_discard_byte(const struct disk *disk, uint64_t position);
+bool disk_has_answered(const struct disk *disk, int code);
+
+/* guest.c: requests and brackets. */
+void guest_act(void);
+bool guest_bracket_act(void);
+bool guest_bracket_finish(void);
+uint8_t request_byte(const struct request *request, uint64_t position);
+bool is_write(uint32_t op);
+bool overlaps(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes);
+
+/* jobs.c: backups and their verbs. */
+void backup_act(void);
+void backup_verb(struct backup *backup);
+void backup_watch(void);
+void backup_event(const blkrepl_event *event);
+void backup_drop(struct backup *backup);
+bool backup_over(struct backup *backup);
+
+/* oracle.c: what must hold. */
+void oracle_submit(struct disk *disk, struct disk_request *request);
+void oracle_disk_done(struct disk *disk, const struct disk_request *request,
+                      const blkrepl_extent *extents, uint32_t extent_count);
+void oracle_go(struct request *request);
+void oracle_guest_done(const struct request *request);
+void oracle_read_done(const struct request *request, const uint8_t *before);
+void oracle_backup_start(struct backup *backup);
+void oracle_backup_started(struct backup *backup, uint32_t requests_before, bool idle_before);
+void oracle_backup_done(struct backup *backup);
+void oracle_flush_done(const struct request *request);
+
+/* main.c */
+void sim_reenter(void);
+
+#endif
