@@ -106,7 +106,7 @@ typedef struct blkrepl_backup_options {
  *             ended; -EEXIST name in use; -EFBIG the image has too many
  *             clusters (more than 2^38); -ENOMEM, also when memory_bytes_max
  *             or job_requests_max of the context are used up; -ENOTSUP the
- *             target's request alignment is larger than a cluster;
+ *             request alignment of an image is larger than a cluster;
  *             -ESHUTDOWN; BLKREPL_ERR_VERSION.
  * Since:      0.1
  */

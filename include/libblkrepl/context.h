@@ -113,9 +113,11 @@ typedef struct blkrepl_context_options {
                                          * lane; 0: 1024; at most 65536 */
     uint32_t job_requests_max;          /* requests of all jobs at once; 0: 8192; at
                                          * most 65536 */
-    uint32_t callbacks_max;             /* callbacks per poll; 0: 256 */
-    uint32_t completions_max;           /* completions handled per call; 0: 256 */
-    uint32_t copies_max;                /* copies started per poll; 0: 16 */
+    uint32_t callbacks_max;             /* callbacks per poll; 0: 256; at most 65536 */
+    uint32_t completions_max;           /* completions handled per call; 0: 256; at
+                                         * most 65536 */
+    uint32_t copies_max;                /* copies started per poll; 0: 16; at most
+                                         * 65536 */
     uint32_t pool_threads_max;          /* of the file backend; 0: one per CPU, at
                                          * most 4; at most 64 */
     uint32_t reserved0;                 /* 0 */

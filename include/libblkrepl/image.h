@@ -325,9 +325,7 @@ typedef struct blkrepl_bracket {
  *             too), bad opcode or flag, or a range that is not aligned or not
  *             inside the image; -EROFS; -EBUSY the image is the target of a
  *             job; -EAGAIN all requests_max are in use (BLKREPL_EVENT_ROOM
- *             follows); -ESHUTDOWN; BLKREPL_ERR_VERSION; with a job of policy
- *             guest-write-fails, the code for which the old data could not be
- *             saved.
+ *             follows); -ESHUTDOWN; BLKREPL_ERR_VERSION.
  * Since:      0.1
  */
 BLKREPL_API int blkrepl_write_begin(blkrepl_image *image, const blkrepl_bracket *what,

@@ -35,7 +35,7 @@
  * cancel, once given, may be given again while the job winds up: it answers 0;
  * pause, resume and set_speed are accepted then, and have no effect.
  *
- * A job's name stays taken until its handle is freed.
+ * A job's name stays taken until it has concluded and its handle is freed.
  */
 #ifndef LIBBLKREPL_JOB_H
 #define LIBBLKREPL_JOB_H
@@ -89,10 +89,11 @@ typedef struct blkrepl_job_info {
     uint32_t result;             /* CONCLUDED: BLKREPL_RESULT_*; else 0 */
     uint32_t flags;              /* BLKREPL_JOB_FLAG_* */
     int32_t error;               /* FAILED: why; CANCELLED: -ECANCELED; else 0 */
-    uint32_t error_side;         /* of the first error: BLKREPL_SIDE_*; 0: none */
+    uint32_t error_side;         /* of the error that ended it, else of the
+                                  * first one: BLKREPL_SIDE_*; 0: none */
     uint32_t requests_in_flight; /* of the job, at the backends */
     uint64_t id;                 /* never reused within the context */
-    uint64_t error_offset;       /* of the first error */
+    uint64_t error_offset;       /* of the same error */
     uint64_t error_bytes;
     uint64_t error_count;         /* failed requests */
     uint64_t bytes_done;          /* settled: on the target, or known to need no copy */
@@ -105,7 +106,7 @@ typedef struct blkrepl_job_info {
     void *user;
     void *reserved0;
     char name[64];
-    char message[256]; /* of the first error; "" if there was none */
+    char message[256]; /* of the same error; "" if there was none */
 } blkrepl_job_info;
 
 /**

@@ -69,28 +69,19 @@ static struct guest *bracket_take(struct blkrepl_image *image, const blkrepl_bra
     return guest;
 }
 
-/* If the bracket got its answer meanwhile, give it as the answer of begin.
+/* If the bracket got its GO meanwhile, that is the answer of begin.
  * `token` tells whether the slot is still ours: another thread's poll may have
  * run the callback, and the host may have ended the bracket. */
 static int bracket_answer(struct guest *guest, uint64_t token)
 {
-    int result = BLKREPL_WAIT;
+    struct delivery unused;
 
-    if (guest->token != token || !list_linked(&guest->callback.link)) {
-        return BLKREPL_WAIT;
+    if (guest->token != token || guest->phase != GUEST_GO_DUE) {
+        return BLKREPL_WAIT; /* also if it has failed: the callback says so */
     }
-    if (guest->phase == GUEST_GO_DUE) {
-        struct delivery unused;
-
-        list_remove(&guest->callback.link);
-        guest->callback.deliver(&guest->callback, &unused);
-        result = 0;
-    } else if (guest->phase == GUEST_ENDED) {
-        result = guest->result;
-        list_remove(&guest->callback.link);
-        blkrepl__guest_put(guest);
-    }
-    return result;
+    list_remove(&guest->callback.link);
+    guest->callback.deliver(&guest->callback, &unused);
+    return 0;
 }
 
 /* Begin with the lock held; what is saved inline lets it answer GO at once. */
@@ -143,9 +134,6 @@ static int bracket_call(blkrepl_image *image, const blkrepl_bracket *what,
     rc = bracket_begin(image, &copy, go, token);
     if (rc < 0) {
         *token = 0;
-        if (rc != -EAGAIN && rc != -EBUSY && rc != -ESHUTDOWN) {
-            blkrepl__fail_code(rc, "image \"%s\": the old data could not be saved", image->name);
-        }
     }
     blkrepl__leave(image->ctx, copy.lane);
     return rc;

@@ -40,6 +40,9 @@
 #include "core/error.h"
 #include "core/step.h"
 
+/* Pieces that a discard leaves out at once. */
+#define SKIPS_MAX 16
+
 static const uint32_t guest_next[GUEST_PHASE_COUNT] = {
     [GUEST_FREE] = TO(GUEST_QUEUED) | TO(GUEST_GIVEN),
     [GUEST_QUEUED] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
@@ -158,6 +161,19 @@ static enum step guest_give(struct guest *guest)
     return STEP_WAIT;
 }
 
+/* A piece of a discard was left out; after some of them let others have a turn. */
+static enum step guest_skipped(struct guest *guest)
+{
+    if (guest->done_bytes == guest->bytes) {
+        return guest_end(guest, 0);
+    }
+    if (++guest->skips % SKIPS_MAX != 0) {
+        return STEP_AGAIN;
+    }
+    blkrepl__ready_wake(guest->ctx, &guest->ready);
+    return STEP_WAIT;
+}
+
 /* TAPPED: jobs save the old data, then copies that are reading finish.  Whoever
  * waited asks the taps again, for a new one may have been attached. */
 static enum step guest_tapped(struct guest *guest)
@@ -174,9 +190,7 @@ static enum step guest_tapped(struct guest *guest)
     switch (guest_ask_taps(guest, start, end)) {
     case TAP_WAIT: return STEP_WAIT;
     case TAP_FAIL: return guest_end(guest, guest->tap_error);
-    case TAP_SKIP:
-        blkrepl__piece_skip(guest);
-        return guest->done_bytes < guest->bytes ? STEP_AGAIN : guest_end(guest, 0);
+    case TAP_SKIP: blkrepl__piece_skip(guest); return guest_skipped(guest);
     case TAP_PASS: break;
     }
     copy = blkrepl__range_active_copy(guest_ranges(guest), start, end);
@@ -211,6 +225,7 @@ static void guest_io_ended(struct request *request)
     if (range_live(&guest->range) && guest_pieces_tapped(guest) && !guest->patch_due &&
         guest->done_bytes < guest->bytes) {
         guest->range.given = false;
+        blkrepl__piece_drop(guest); /* who waits for a job holds no buffer */
         guest_enter(guest, GUEST_TAPPED);
         blkrepl__range_wake(guest_ranges(guest), &guest->range);
     }
@@ -275,6 +290,13 @@ static void guest_shrink_discard(struct guest *guest)
     guest->bytes = end > guest->offset ? end - guest->offset : 0;
 }
 
+/* A discard that the backend does not know has no effect: it waits for nobody. */
+static bool guest_needless(const struct guest *guest)
+{
+    return guest->opcode == BLKREPL_OP_DISCARD && !guest->beside &&
+           !leaf_has(guest->image->leaf, BLKREPL_OP_DISCARD);
+}
+
 static void guest_add_range(struct guest *guest)
 {
     uint64_t alignment = guest->image->leaf->port.info.request_alignment;
@@ -317,7 +339,7 @@ void blkrepl__guest_start(struct guest *guest)
         guest_end(guest, -ENOTSUP);
         return;
     }
-    if (guest_writes(guest) && guest->bytes > 0) {
+    if (guest_writes(guest) && guest->bytes > 0 && !guest_needless(guest)) {
         guest_add_range(guest);
     }
     if (range_live(&guest->range) || guest->beside) {
@@ -389,6 +411,7 @@ struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
     guest->patch_due = false;
     guest->tap = NULL;
     guest->tap_error = 0;
+    guest->skips = 0;
     guest->range.given_at = 0;
     request->owner = guest;
     request->ended = guest_io_ended;

@@ -61,6 +61,7 @@ struct guest {
     uint64_t piece_bytes; /* of the request, this piece */
     unsigned char *bounce;
     blkrepl_iovec piece_iov[GUEST_IOVS];
+    uint32_t skips; /* pieces of a discard that were left out */
     bool flush_due; /* a FLUSH has to follow, or is the request itself */
     bool patch_due; /* the buffer holds the old block, to be patched and written */
     /* Changed by the tap that it waits for. */

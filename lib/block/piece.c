@@ -324,6 +324,7 @@ static bool piece_nothing(struct guest *guest)
     case BLKREPL_OP_FLUSH: return guest->flush_due == false;
     case BLKREPL_OP_STATUS:
         if (guest->bytes == guest->done_bytes) {
+            guest->extents[0].bytes = guest->bytes > 0 ? guest->extents[0].bytes : 0;
             return true;
         }
         if (leaf_has(leaf, BLKREPL_OP_STATUS)) {

@@ -18,6 +18,7 @@
 #include "core/error.h"
 
 #define REQUESTS_MOST 65536
+#define COUNTS_MOST 65536
 #define POOL_THREADS_MOST 64
 
 static uint64_t context_monotonic_ns(void)
@@ -88,7 +89,8 @@ static int context_configure(struct blkrepl_context *ctx, const blkrepl_context_
     }
     if (o.flags != 0 || o.reserved0 != 0 || o.reserved1 != NULL || ctx->hooks.flags != 0 ||
         o.requests_max > REQUESTS_MOST || o.job_requests_max > REQUESTS_MOST ||
-        o.pool_threads_max > POOL_THREADS_MOST) {
+        o.callbacks_max > COUNTS_MOST || o.completions_max > COUNTS_MOST ||
+        o.copies_max > COUNTS_MOST || o.pool_threads_max > POOL_THREADS_MOST) {
         return blkrepl__fail(-EINVAL, "context: a flag, limit or reserved field is out of range");
     }
     if (o.lane_count > 1) {
@@ -227,20 +229,21 @@ uint64_t blkrepl_context_now(blkrepl_context *ctx)
     return now;
 }
 
-/* Tell the backends about everything in flight from this pool. */
+/* Tell the backends, once, about everything in flight from this pool. */
 static void context_cancel_requests(struct request_pool *pool)
 {
     for (uint32_t i = 0; i < pool->touched; i++) {
         struct request *request = &pool->slots[i];
 
-        if (atomic_load_explicit(&request->live_id, memory_order_relaxed) != 0) {
+        uint64_t id = atomic_load_explicit(&request->live_id, memory_order_relaxed);
+
+        if (id != 0 && request->cancelled_id != id) {
             blkrepl__port_cancel(request);
         }
     }
 }
 
-/* The first call: jobs end, backends are told that nobody wants their requests
- * any more. */
+/* The first call: jobs end, polls return. */
 static void context_shut(struct blkrepl_context *ctx)
 {
     struct list *link;
@@ -254,10 +257,6 @@ static void context_shut(struct blkrepl_context *ctx)
 
         machine->shut_down(machine);
     }
-    for (uint32_t i = 0; i < ctx->lane_count; i++) {
-        context_cancel_requests(&ctx->lanes[i].requests);
-    }
-    context_cancel_requests(&ctx->job_requests);
 }
 
 static uint32_t context_requests(const struct blkrepl_context *ctx)
@@ -284,7 +283,7 @@ static int context_remains(const struct blkrepl_context *ctx)
         return blkrepl__fail(-EBUSY, "context: %" PRIu32 " requests or brackets have not ended",
                              requests);
     }
-    if (!list_empty(&ctx->jobs) || ctx->ports > 0) {
+    if (!list_empty(&ctx->jobs) || ctx->ports > 0 || !list_empty(&ctx->lanes[0].callbacks)) {
         return blkrepl__fail(-EBUSY, "context: a job winds up or a backend is being closed");
     }
     if (ctx->inside > 1 || atomic_load(&ctx->lanes[0].polling) ||
@@ -326,6 +325,10 @@ int blkrepl_context_free(blkrepl_context *ctx)
     if (!ctx->shut) {
         context_shut(ctx);
     }
+    for (uint32_t i = 0; i < ctx->lane_count; i++) {
+        context_cancel_requests(&ctx->lanes[i].requests);
+    }
+    context_cancel_requests(&ctx->job_requests);
     blkrepl__drain(ctx);
     rc = context_remains(ctx);
     if (rc < 0) {

@@ -79,6 +79,7 @@ struct lane {
     bool room_wanted;
     atomic_bool polling; /* set under the lock, cleared as a poll's last act */
     bool arm_pending;    /* armed since the last poll: the descriptor needs draining */
+    bool event_turn;     /* with callbacks_max 1: the next one is an event */
     bool kicked;         /* a blocking poll must return */
     struct wake wake;
     /* Changed without the lock. */

@@ -138,17 +138,29 @@ static void poll_work(struct blkrepl_context *ctx, uint32_t number)
     }
 }
 
+/* How many of the round's callbacks are kept for events, however busy the guest
+ * is: one, or, where there is only one, every second time. */
+static int poll_event_share(struct lane *lane, int most)
+{
+    if (list_empty(&lane->events)) {
+        return 0;
+    }
+    lane->event_turn = !lane->event_turn;
+    return most > 1 || lane->event_turn ? 1 : 0;
+}
+
 /* One round of a poll: work, then callbacks and events.  Returns how many ran;
  * *news says that something happened that a query would show. */
 static int poll_round(struct blkrepl_context *ctx, uint32_t number, bool *news)
 {
     struct lane *lane = &ctx->lanes[number];
+    int most = (int)ctx->callbacks_max;
     int callbacks;
     int events;
 
     poll_work(ctx, number);
-    callbacks = poll_callbacks(ctx, lane, (int)ctx->callbacks_max);
-    events = poll_events(ctx, lane, (int)ctx->callbacks_max - callbacks);
+    callbacks = poll_callbacks(ctx, lane, most - poll_event_share(lane, most));
+    events = poll_events(ctx, lane, most - callbacks);
     *news = callbacks + events > 0;
     return callbacks + (ctx->sink.fn != NULL ? events : 0);
 }
@@ -317,13 +329,13 @@ int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
 
 int blkrepl_poll_arm(blkrepl_context *ctx, uint32_t lane, uint64_t *deadline_ns)
 {
-    int rc = poll_check(ctx, lane, 0);
+    int rc;
 
-    if (rc < 0) {
-        return rc;
+    if (ctx == NULL || deadline_ns == NULL) {
+        return blkrepl__fail(-EINVAL, "poll: context or deadline_ns is NULL");
     }
-    if (deadline_ns == NULL) {
-        return blkrepl__fail(-EINVAL, "poll: deadline_ns is NULL");
+    if (!blkrepl__lane_valid(ctx, lane)) {
+        return -EINVAL;
     }
     pthread_mutex_lock(&ctx->lock);
     rc = lane_arm(ctx, lane) ? 0 : 1;

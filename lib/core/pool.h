@@ -40,8 +40,9 @@ struct request {
     uint64_t generation;
     struct list link; /* on the pool, a port's queue, or the completed list */
     struct port *port;
-    bool job;    /* counts as a job's request at the port */
-    bool queued; /* waits in a queue of the port */
+    bool job;              /* counts as a job's request at the port */
+    bool queued;           /* waits in a queue of the port */
+    uint64_t cancelled_id; /* the id for which the backend was told to cancel */
     request_ended_fn *ended;
     void *owner;
 };

@@ -207,6 +207,7 @@ void blkrepl__port_cancel(struct request *request)
         return;
     }
     ctx = port->ctx;
+    request->cancelled_id = id;
     port->inside++;
     pthread_mutex_unlock(&ctx->lock);
     blkrepl__host_enter(&frame, ctx);

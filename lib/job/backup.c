@@ -193,7 +193,7 @@ static void backup_cancelled(struct blkrepl_job *job)
     blkrepl__copy_stop(&backup_of(job)->copy);
 }
 
-static void backup_changed(struct blkrepl_job *job)
+static void backup_speed_changed(struct blkrepl_job *job)
 {
     blkrepl__copy_set_speed(&backup_of(job)->copy);
 }
@@ -239,7 +239,7 @@ static const struct job_ops backup_ops = {
     .start = backup_start,
     .step = backup_step,
     .cancelled = backup_cancelled,
-    .changed = backup_changed,
+    .speed_changed = backup_speed_changed,
     .query = backup_query,
     .let_go = backup_let_go,
     .destroy = backup_destroy,

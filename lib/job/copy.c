@@ -231,7 +231,7 @@ static uint64_t copy_claim_count(const struct copy *copy, uint64_t first)
     const struct copy_known *known = copy_known_at(copy, offset);
     uint64_t most = copy->config.chunk_bytes / cluster;
 
-    if (known != NULL && known->zero) {
+    if (known != NULL && known->zero && !copy->config.hold_until_written) {
         uint64_t end =
             known->end == size ? align_up(size, cluster) : align_down(known->end, cluster);
         uint64_t zeroes = end > offset ? (end - offset) / cluster : 0;
@@ -354,7 +354,7 @@ void blkrepl__copy_fail(struct copy *copy, const struct job_error *error)
 {
     if (!copy->stopped) {
         copy->failed = true;
-        blkrepl__job_error(copy->job, error);
+        blkrepl__job_fail(copy->job, error);
         blkrepl__copy_stop(copy);
     }
 }

@@ -51,9 +51,10 @@ struct copy_task {
     bool reserved; /* belongs to the reserve */
     /* From the claim on. */
     enum copy_task_state state;
-    bool urgent;
-    bool probe; /* its STATUS looks ahead for all */
-    bool zero;  /* reads as zero: nothing to read, zeroes to write */
+    bool for_guest; /* claimed by the tap: copy-before-write */
+    bool urgent;    /* somebody waits for it */
+    bool probe;     /* its STATUS looks ahead for all */
+    bool zero;      /* reads as zero: nothing to read, zeroes to write */
     uint32_t lane;
     uint64_t start;
     uint64_t end; /* not beyond the source's end */
@@ -169,6 +170,8 @@ void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_
                               uint64_t count, bool urgent, uint32_t lane);
 /* A task for a guest: from the reserve, else a free worker; NULL if none. */
 struct copy_task *blkrepl__copy_reserve_task(struct copy *copy);
+/* A guest has come to wait for a background task: it is urgent from now on. */
+void blkrepl__copy_promote(struct copy_task *task, uint32_t lane);
 /* Put a task back and let others have it. */
 void blkrepl__copy_task_free(struct copy_task *task);
 /* Drop a task's part in ranges and queues because the engine stops. */

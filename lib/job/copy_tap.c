@@ -122,6 +122,7 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
 {
     struct copy *copy = CONTAINER_OF(tap, struct copy, tap);
     bool first = !tap_parked(copy, guest); /* or it waited for another job */
+    bool starved = !first && guest->tap_starved;
     struct range *range;
 
     if (guest->tap_error != 0) {
@@ -130,15 +131,20 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
         return tap_unsaved(copy, start, end) ? TAP_SKIP : TAP_PASS;
     }
-    if (!first && !guest->tap_starved) {
+    if (!first && !starved) {
         tap_unpark(copy, guest); /* a copy has ended for it: the time starts anew */
     }
-    if (!first) {
+    if (starved) {
         guest->tap_starved = false;
     }
     end = min_u64(end, image_bytes(copy->config.source));
     if (!tap_claim(copy, guest, start, end)) {
-        list_append(&copy->starved, &guest->ready.link);
+        /* One that was woken in vain keeps its place. */
+        if (starved) {
+            list_prepend(&copy->starved, &guest->ready.link);
+        } else {
+            list_append(&copy->starved, &guest->ready.link);
+        }
         copy->guest_waits_count += first;
         tap_park(copy, guest);
         guest->tap_starved = true;
@@ -148,6 +154,7 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     if (range == NULL) {
         return tap_pass(copy, guest);
     }
+    blkrepl__copy_promote(CONTAINER_OF(range, struct copy_task, range), guest->lane);
     range_wait(range, &guest->ready);
     copy->guest_waits_count += first;
     blkrepl__copy_kick_starved(copy);
@@ -204,11 +211,14 @@ static void tap_expired(struct timer *timer)
         }
         blkrepl__job_error(copy->job, &error);
         guest->tap_error = -ETIMEDOUT;
-        guest->tap = NULL;
-        tap_unpark(copy, guest);
+        /* It stays on the list, without a deadline, until it has looked. */
+        guest->tap_deadline_ns = BLKREPL_FOREVER;
+        list_remove(&guest->tap_link);
+        list_append(&copy->waiting, &guest->tap_link);
         blkrepl__guest_wake(guest);
     }
     tap_set_timer(copy);
+    blkrepl__copy_kick_starved(copy);
 }
 
 void blkrepl__copy_tap_init(struct copy *copy)
@@ -239,6 +249,7 @@ void blkrepl__copy_tap_release(struct copy *copy)
 
         tap_unpark(copy, guest);
         guest->tap = NULL;
+        guest->tap_error = 0; /* what has ended fails nobody */
         blkrepl__guest_wake(guest);
     }
     tap_set_timer(copy);

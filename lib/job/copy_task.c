@@ -101,7 +101,7 @@ static void task_settle(struct copy_task *task)
 
     copy->bytes_done += bytes;
     copy->zero_bytes += task->zero ? bytes : 0;
-    if (task->urgent) {
+    if (task->for_guest) {
         copy->guest_copies_count++;
         copy->guest_copies_bytes += bytes;
     }
@@ -117,6 +117,8 @@ static bool task_awaited(const struct copy_task *task)
 }
 
 /* Give the task's request to a port. */
+static void task_queue(struct copy_task *task, struct port *port);
+
 static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode, uint64_t offset,
                         uint64_t bytes)
 {
@@ -132,6 +134,13 @@ static void task_submit(struct copy_task *task, struct port *port, uint32_t opco
     task->request->ended = task_ended;
     task->request->owner = task;
     task->copy->in_flight++;
+    task_queue(task, port);
+}
+
+/* Into the queue where it belongs: reads that a guest waits for go with the
+ * guest's own requests. */
+static void task_queue(struct copy_task *task, struct port *port)
+{
     if (port == &task->copy->config.source->leaf->port && task->urgent) {
         blkrepl__port_submit_guest(port, task->request, task->lane);
     } else {
@@ -424,7 +433,7 @@ static void task_failed(struct copy_task *task)
 {
     struct job_error error = task_error(task);
 
-    if (task->urgent && task->copy->config.hold_until_written) {
+    if (task->for_guest && task->copy->config.hold_until_written) {
         task_fail_guest(task, &error);
         return;
     }
@@ -485,6 +494,7 @@ void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_
     blkrepl__hbitmap_clear(&copy->todo, first, count);
     list_append(&copy->active, &task->link);
     task->ready.run = task_ready;
+    task->for_guest = urgent;
     task->urgent = urgent;
     task->probe = false;
     task->zero = false;
@@ -500,6 +510,19 @@ void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_
         blkrepl__ratelimit_take(&copy->rate, task->end - task->start, copy->job->ctx->now_ns);
     }
     task_claimed(task);
+}
+
+void blkrepl__copy_promote(struct copy_task *task, uint32_t lane)
+{
+    if (task->urgent) {
+        return;
+    }
+    task->urgent = true;
+    task->lane = lane;
+    if (task->state != COPY_CLAIMED && blkrepl__port_withdraw(task->request)) {
+        task->request->io.flags &= ~(uint32_t)BLKREPL_IO_BACKGROUND;
+        task_queue(task, task->request->port);
+    }
 }
 
 void blkrepl__copy_task_abandon(struct copy_task *task)

@@ -70,6 +70,18 @@ static void job_post_state(struct blkrepl_job *job)
     job_post(job, &job->state_event, &(blkrepl_event){.type = BLKREPL_EVENT_JOB_STATE});
 }
 
+static bool job_name_taken(const struct blkrepl_context *ctx, const char *name)
+{
+    for (struct list *link = ctx->jobs.next; link != &ctx->jobs; link = link->next) {
+        const struct blkrepl_job *job = CONTAINER_OF(link, struct blkrepl_job, machine.all);
+
+        if (strcmp(job->name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int blkrepl__job_check_name(struct blkrepl_context *ctx, const char *name)
 {
     if (name == NULL) {
@@ -78,14 +90,22 @@ int blkrepl__job_check_name(struct blkrepl_context *ctx, const char *name)
     if (name[0] == '\0' || strlen(name) > BLKREPL_NAME_MAX) {
         return blkrepl__fail(-EINVAL, "job: a name has 1 to %d bytes", BLKREPL_NAME_MAX);
     }
-    for (struct list *link = ctx->jobs.next; link != &ctx->jobs; link = link->next) {
-        const struct blkrepl_job *job = CONTAINER_OF(link, struct blkrepl_job, machine.all);
+    return job_name_taken(ctx, name)
+               ? blkrepl__fail(-EEXIST, "job \"%s\": the name is in use", name)
+               : 0;
+}
 
-        if (strcmp(job->name, name) == 0) {
-            return blkrepl__fail(-EEXIST, "job \"%s\": the name is in use", name);
-        }
+/* A name of ours; the host may have given the first choice to another job. */
+static void job_make_name(struct blkrepl_job *job, const char *kind)
+{
+    char name[sizeof job->name];
+    int tries = 0;
+
+    snprintf(name, sizeof name, "%s-%" PRIu64, kind, job->id);
+    while (job_name_taken(job->ctx, name)) {
+        snprintf(name, sizeof name, "%s-%" PRIu64 ".%d", kind, job->id, ++tries);
     }
-    return 0;
+    memcpy(job->name, name, sizeof name);
 }
 
 static void job_step(struct machine *machine)
@@ -138,7 +158,7 @@ void blkrepl__job_publish(struct blkrepl_job *job, struct blkrepl_context *ctx,
     if (identity->name != NULL) {
         snprintf(job->name, sizeof job->name, "%s", identity->name);
     } else {
-        snprintf(job->name, sizeof job->name, "%s-%" PRIu64, identity->kind_name, job->id);
+        job_make_name(job, identity->kind_name);
     }
     list_append(&ctx->jobs, &job->machine.all);
     ctx->jobs_open++;
@@ -160,6 +180,15 @@ int blkrepl__job_start(struct blkrepl_job *job)
     return 0;
 }
 
+static void job_set_cause(struct blkrepl_job *job, const struct job_error *error)
+{
+    job->cause = *error;
+    snprintf(job->message, sizeof job->message, "job \"%s\": %s %s at %" PRIu64 "+%" PRIu64 ": %s",
+             job->name, error->side == BLKREPL_SIDE_SOURCE ? "source" : "target", error->what,
+             error->offset, error->bytes, blkrepl_error_text(error->code));
+    blkrepl__log_add(&job->ctx->log, BLKREPL_LOG_ERROR, "%s", job->message);
+}
+
 void blkrepl__job_error(struct blkrepl_job *job, const struct job_error *error)
 {
     job->error_count++;
@@ -169,14 +198,19 @@ void blkrepl__job_error(struct blkrepl_job *job, const struct job_error *error)
                               .offset = error->offset,
                               .bytes = error->bytes,
                               .error = error->code});
-    if (job->first.code != 0) {
-        return;
+    if (job->cause.code == 0) {
+        job_set_cause(job, error);
     }
-    job->first = *error;
-    snprintf(job->message, sizeof job->message, "job \"%s\": %s %s at %" PRIu64 "+%" PRIu64 ": %s",
-             job->name, error->side == BLKREPL_SIDE_SOURCE ? "source" : "target", error->what,
-             error->offset, error->bytes, blkrepl_error_text(error->code));
-    blkrepl__log_add(&job->ctx->log, BLKREPL_LOG_ERROR, "%s", job->message);
+}
+
+void blkrepl__job_fail(struct blkrepl_job *job, const struct job_error *error)
+{
+    bool had = job->cause.code != 0;
+
+    blkrepl__job_error(job, error);
+    if (had) {
+        job_set_cause(job, error);
+    }
 }
 
 /* The host's release runs as a callback of lane 0: after every event. */
@@ -220,7 +254,7 @@ void blkrepl__job_put(struct blkrepl_job *job)
 static int job_result_code(const struct blkrepl_job *job)
 {
     switch (job->result) {
-    case BLKREPL_RESULT_FAILED: return job->first.code;
+    case BLKREPL_RESULT_FAILED: return job->cause.code;
     case BLKREPL_RESULT_CANCELLED: return -ECANCELED;
     default: return 0;
     }
@@ -273,7 +307,6 @@ static int job_set_paused(struct blkrepl_job *job, bool paused)
         return job_refuse(job, verb, paused ? "it is paused already" : "it is not paused");
     }
     job->paused = paused;
-    job->ops->changed(job);
     job_post_state(job);
     job_wake(job);
     return 0;
@@ -332,7 +365,7 @@ int blkrepl_job_set_speed(blkrepl_job *job, uint64_t speed_bytes_per_sec)
     rc = job_allow(job, VERB_SET_SPEED);
     if (rc == 0) {
         job->speed_bytes_per_sec = speed_bytes_per_sec;
-        job->ops->changed(job);
+        job->ops->speed_changed(job);
         job_wake(job);
     }
     blkrepl__leave(job->ctx, 0);
@@ -350,9 +383,9 @@ static void job_fill_info(const struct blkrepl_job *job, blkrepl_job_info *info)
     }
     info->error = job->state == BLKREPL_JOB_CONCLUDED ? job_result_code(job) : 0;
     info->id = job->id;
-    info->error_side = job->first.side;
-    info->error_offset = job->first.offset;
-    info->error_bytes = job->first.bytes;
+    info->error_side = job->cause.side;
+    info->error_offset = job->cause.offset;
+    info->error_bytes = job->cause.bytes;
     info->error_count = job->error_count;
     info->speed_bytes_per_sec = job->speed_bytes_per_sec;
     info->user = job->user;

@@ -18,9 +18,9 @@ struct job_ops {
     void (*start)(struct blkrepl_job *job);
     /* One step of its machine; called by polls of lane 0. */
     enum step (*step)(struct blkrepl_job *job);
-    /* job->cancel was set; job->paused or the speed has changed. */
+    /* job->cancel was set; the speed limit has changed. */
     void (*cancelled)(struct blkrepl_job *job);
-    void (*changed)(struct blkrepl_job *job);
+    void (*speed_changed)(struct blkrepl_job *job);
     /* Fill in what the kind knows. */
     void (*query)(const struct blkrepl_job *job, blkrepl_job_info *info);
     /* Give the images back; once, when the job concludes or is freed. */
@@ -55,7 +55,7 @@ struct blkrepl_job {
     bool paused;
     bool cancel;
     bool images_held;
-    struct job_error first; /* code 0: none yet */
+    struct job_error cause; /* the first error, or the one that ended it; code 0: none yet */
     uint64_t error_count;
     char message[256];
     struct event_slot state_event;
@@ -87,6 +87,8 @@ int blkrepl__job_start(struct blkrepl_job *job);
 
 /* A request of the job has failed: count, keep the first, tell the host. */
 void blkrepl__job_error(struct blkrepl_job *job, const struct job_error *error);
+/* The same for the error that ends the job: this is the one that is told. */
+void blkrepl__job_fail(struct blkrepl_job *job, const struct job_error *error);
 
 /* The job has ended; `result` is BLKREPL_RESULT_*. */
 void blkrepl__job_conclude(struct blkrepl_job *job, uint32_t result);

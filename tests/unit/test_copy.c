@@ -340,7 +340,7 @@ static void copy_fail_keeps_the_first_error_and_stops(void **state)
     blkrepl__copy_fail(&r.copy, &(struct job_error){.code = -ENOSPC, .what = "write"});
     blkrepl__leave(r.rig.ctx, 0);
     assert_true(r.copy.failed && r.copy.stopped);
-    assert_int_equal(r.job.first.code, -EIO);
+    assert_int_equal(r.job.cause.code, -EIO);
     assert_int_equal(r.job.error_count, 1);
     copy_rig_close(&r);
 }

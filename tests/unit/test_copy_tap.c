@@ -314,11 +314,11 @@ static void tap_timeout_breaks_the_backup_not_the_guest(void **state)
     rig_advance(&r.rig, 1);
     done_assert(&write, 0);
     assert_true(r.copy.failed);
-    assert_int_equal(r.job.first.code, -ETIMEDOUT);
-    assert_int_equal(r.job.first.side, BLKREPL_SIDE_SOURCE); /* the read is missing */
-    assert_int_equal(r.job.first.offset, 100);
-    assert_int_equal(r.job.first.bytes, 100);
-    assert_string_equal(r.job.first.what, "read");
+    assert_int_equal(r.job.cause.code, -ETIMEDOUT);
+    assert_int_equal(r.job.cause.side, BLKREPL_SIDE_SOURCE); /* the read is missing */
+    assert_int_equal(r.job.cause.offset, 100);
+    assert_int_equal(r.job.cause.bytes, 100);
+    assert_string_equal(r.job.cause.what, "read");
     copy_rig_close(&r);
 }
 
@@ -336,7 +336,7 @@ static void tap_timeout_of_a_starved_guest_blames_the_target(void **state)
     rig_advance(&r.rig, TIMEOUT);
     done_assert(&done[2], 0);
     assert_true(r.copy.failed);
-    assert_int_equal(r.job.first.side, BLKREPL_SIDE_TARGET);
+    assert_int_equal(r.job.cause.side, BLKREPL_SIDE_TARGET);
     copy_rig_close(&r);
 }
 

@@ -369,10 +369,10 @@ static void fail_step(uint32_t opcode, bool zero, uint32_t side, const char *tex
     copy_rig_start(&r);
     copy_rig_task(&r, 2, 2, false);
     assert_true(r.copy.failed && r.copy.stopped);
-    assert_int_equal(r.job.first.code, -ENOSPC);
-    assert_int_equal(r.job.first.side, side);
-    assert_int_equal(r.job.first.offset, 8192);
-    assert_int_equal(r.job.first.bytes, 8192);
+    assert_int_equal(r.job.cause.code, -ENOSPC);
+    assert_int_equal(r.job.cause.side, side);
+    assert_int_equal(r.job.cause.offset, 8192);
+    assert_int_equal(r.job.cause.bytes, 8192);
     assert_string_equal(r.job.message, text);
     assert_int_equal(r.copy.bytes_done, 0);
     copy_rig_close(&r);

@@ -9,7 +9,7 @@ struct bench {
     unsigned started;
     unsigned steps;
     unsigned cancelled;
-    unsigned changed;
+    unsigned speed_changed;
     unsigned let_go;
     unsigned destroyed;
     unsigned released;
@@ -34,7 +34,7 @@ static enum step fake_step(struct blkrepl_job *job)
     b->steps++;
     if (b->conclude || job->cancel) {
         blkrepl__job_conclude(job, job->cancel            ? BLKREPL_RESULT_CANCELLED
-                                   : job->first.code != 0 ? BLKREPL_RESULT_FAILED
+                                   : job->cause.code != 0 ? BLKREPL_RESULT_FAILED
                                                           : BLKREPL_RESULT_DONE);
         return STEP_DONE;
     }
@@ -46,9 +46,9 @@ static void fake_cancelled(struct blkrepl_job *job)
     bench_of(job)->cancelled++;
 }
 
-static void fake_changed(struct blkrepl_job *job)
+static void fake_speed_changed(struct blkrepl_job *job)
 {
-    bench_of(job)->changed++;
+    bench_of(job)->speed_changed++;
 }
 
 static void fake_query(const struct blkrepl_job *job, blkrepl_job_info *info)
@@ -70,7 +70,7 @@ static void fake_destroy(struct blkrepl_job *job)
 static const struct job_ops fake_ops = {.start = fake_start,
                                         .step = fake_step,
                                         .cancelled = fake_cancelled,
-                                        .changed = fake_changed,
+                                        .speed_changed = fake_speed_changed,
                                         .query = fake_query,
                                         .let_go = fake_let_go,
                                         .destroy = fake_destroy};
@@ -216,7 +216,7 @@ static void job_is_paused_and_resumed_once(void **state)
                                                  "already");
     assert_int_equal(info_of(&b).flags, BLKREPL_JOB_FLAG_PAUSED);
     assert_int_equal(blkrepl_job_resume(&b.job), 0);
-    assert_int_equal(b.changed, 2);
+    assert_int_equal(b.speed_changed, 0);
     rig_poll(&b.rig);
     assert_int_equal(rig_event(&b.rig, BLKREPL_EVENT_JOB_STATE, 0)->count, 2);
     bench_close(&b, false);
@@ -401,7 +401,7 @@ static void job_query_checks_its_arguments(void **state)
     assert_int_equal(blkrepl_job_set_speed(&b.job, 1234), 0);
     info = info_of(&b);
     assert_int_equal(info.speed_bytes_per_sec, 1234);
-    assert_int_equal(b.changed, 1);
+    assert_int_equal(b.speed_changed, 1);
     assert_string_equal(info.name, "b0");
     assert_ptr_equal(info.user, &b);
     assert_int_equal(info.kind, BLKREPL_KIND_BACKUP);
