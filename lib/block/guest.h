@@ -67,7 +67,8 @@ struct guest {
     /* Changed by the tap that it waits for. */
     struct tap *tap;
     struct list tap_link;
-    const struct tap *tap_parked; /* on whose list tap_link is */
+    const struct tap *tap_parked;  /* on whose list tap_link is */
+    const struct tap *tap_counted; /* who has counted it last */
     uint64_t tap_deadline_ns;
     bool tap_starved;
     int tap_error;

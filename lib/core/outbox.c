@@ -65,8 +65,8 @@ static void inbox_collect(struct blkrepl_context *ctx, struct lane *lane)
     }
 }
 
-/* One thing that became ready or was completed; false if there is none. */
-static bool advance_one(struct blkrepl_context *ctx)
+/* One of those that became ready; false if there is none. */
+static bool advance_ready(struct blkrepl_context *ctx)
 {
     struct list *link = list_pop(&ctx->ready);
 
@@ -74,17 +74,22 @@ static bool advance_one(struct blkrepl_context *ctx)
         struct ready *ready = CONTAINER_OF(link, struct ready, link);
 
         ready->run(ready);
-        return true;
     }
-    link = list_pop(&ctx->completed);
+    return link != NULL;
+}
+
+/* One of the completed requests; false if there is none. */
+static bool advance_completed(struct blkrepl_context *ctx)
+{
+    struct list *link = list_pop(&ctx->completed);
+
     if (link != NULL) {
         struct request *request = CONTAINER_OF(link, struct request, link);
 
         blkrepl__port_ended(request);
         request->ended(request);
-        return true;
     }
-    return false;
+    return link != NULL;
 }
 
 static void advance_some(struct blkrepl_context *ctx);
@@ -117,7 +122,11 @@ static void advance_some(struct blkrepl_context *ctx)
         blkrepl__timer_run(&ctx->timers, blkrepl__now(ctx), ctx->completions_max);
     }
     for (uint32_t i = 0; i < ctx->completions_max; i++) {
-        if (!advance_one(ctx)) {
+        /* In turns: what makes itself ready again does not hold up the rest. */
+        bool ready = advance_ready(ctx);
+        bool completed = advance_completed(ctx);
+
+        if (!ready && !completed) {
             return;
         }
     }

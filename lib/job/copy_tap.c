@@ -117,12 +117,21 @@ static enum tap_answer tap_pass(struct copy *copy, struct guest *guest)
     return TAP_PASS;
 }
 
+/* Count a guest once, however many pieces of it have to wait. */
+static void tap_count(struct copy *copy, struct guest *guest)
+{
+    if (guest->tap_counted != &copy->tap) {
+        guest->tap_counted = &copy->tap;
+        copy->guest_waits_count++;
+    }
+}
+
 static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t start,
                                   uint64_t end)
 {
     struct copy *copy = CONTAINER_OF(tap, struct copy, tap);
-    bool first = !tap_parked(copy, guest); /* or it waited for another job */
-    bool starved = !first && guest->tap_starved;
+    bool parked = tap_parked(copy, guest);
+    bool starved = parked && guest->tap_starved;
     struct range *range;
 
     if (guest->tap_error != 0) {
@@ -131,7 +140,7 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
         return tap_unsaved(copy, start, end) ? TAP_SKIP : TAP_PASS;
     }
-    if (!first && !starved) {
+    if (parked && !starved) {
         tap_unpark(copy, guest); /* a copy has ended for it: the time starts anew */
     }
     if (starved) {
@@ -145,7 +154,7 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
         } else {
             list_append(&copy->starved, &guest->ready.link);
         }
-        copy->guest_waits_count += first;
+        tap_count(copy, guest);
         tap_park(copy, guest);
         guest->tap_starved = true;
         return TAP_WAIT;
@@ -156,7 +165,7 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     }
     blkrepl__copy_promote(CONTAINER_OF(range, struct copy_task, range), guest->lane);
     range_wait(range, &guest->ready);
-    copy->guest_waits_count += first;
+    tap_count(copy, guest);
     blkrepl__copy_kick_starved(copy);
     return tap_park(copy, guest);
 }
