@@ -62,6 +62,7 @@ static enum tap_answer tap_park(struct copy *copy, struct guest *guest)
     list_unlink(&guest->tap_link); /* it waits for us now, not for another job */
     list_append(&copy->waiting, &guest->tap_link);
     guest->tap_parked = &copy->tap;
+    guest->tap_starved = false; /* unless the caller says so */
     tap_set_timer(copy);
     return TAP_WAIT;
 }

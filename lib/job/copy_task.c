@@ -116,9 +116,9 @@ static bool task_awaited(const struct copy_task *task)
     return task->urgent && range_live(&task->range);
 }
 
-/* Give the task's request to a port. */
 static void task_queue(struct copy_task *task, struct port *port);
 
+/* Give the task's request to a port. */
 static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode, uint64_t offset,
                         uint64_t bytes)
 {
