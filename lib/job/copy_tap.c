@@ -44,6 +44,17 @@ static void tap_set_timer(struct copy *copy)
     }
 }
 
+/* The guest goes from another engine's list to ours; if it had been woken for a
+ * buffer there, the next one may have it. */
+static void tap_leave(struct guest *guest)
+{
+    struct copy *other = (struct copy *)CONTAINER_OF(guest->tap_parked, struct copy, tap);
+
+    tap_unpark(other, guest);
+    tap_set_timer(other);
+    blkrepl__copy_kick_starved(other);
+}
+
 /* The guest waits from now on, or goes on waiting with its old deadline. */
 static enum tap_answer tap_park(struct copy *copy, struct guest *guest)
 {
@@ -59,7 +70,9 @@ static enum tap_answer tap_park(struct copy *copy, struct guest *guest)
 
         guest->tap_deadline_ns = timeout < BLKREPL_FOREVER - now ? now + timeout : BLKREPL_FOREVER;
     }
-    list_unlink(&guest->tap_link); /* it waits for us now, not for another job */
+    if (guest->tap_parked != NULL) {
+        tap_leave(guest); /* it waits for us now, not for another job */
+    }
     list_append(&copy->waiting, &guest->tap_link);
     guest->tap_parked = &copy->tap;
     guest->tap_starved = false; /* unless the caller says so */
