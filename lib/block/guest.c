@@ -132,13 +132,11 @@ static enum tap_answer guest_ask_taps(struct guest *guest, uint64_t start, uint6
         if (given_at != 0 && given_at < tap->attached_at) {
             continue;
         }
-        guest->tap = tap;
         answer = tap->before(tap, guest, start, end);
         if (answer != TAP_PASS) {
             return answer;
         }
     }
-    guest->tap = NULL;
     return TAP_PASS;
 }
 
@@ -236,12 +234,11 @@ static void guest_io_ended(struct request *request)
 static void guest_withdraw(struct guest *guest)
 {
     list_unlink(&guest->ready.link);
-    if (guest->tap != NULL) {
-        guest->tap->forget(guest->tap, guest);
-        guest->tap = NULL;
+    /* Not always the tap that was asked last: another one may fail the write. */
+    if (guest->tap_parked != NULL) {
+        guest->tap_parked->forget(guest->tap_parked, guest);
     }
-    list_unlink(&guest->tap_link);
-    guest->tap_parked = NULL;
+    CHECK(guest->tap_parked == NULL && !list_linked(&guest->tap_link));
     if (range_live(&guest->range)) {
         blkrepl__range_end(guest_ranges(guest), &guest->range);
         guest->image->writes--;
@@ -409,7 +406,6 @@ struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
     guest->result = 0;
     guest->flush_due = false;
     guest->patch_due = false;
-    guest->tap = NULL;
     guest->tap_error = 0;
     guest->skips = 0;
     guest->tap_counted = NULL;

@@ -65,9 +65,8 @@ struct guest {
     bool flush_due; /* a FLUSH has to follow, or is the request itself */
     bool patch_due; /* the buffer holds the old block, to be patched and written */
     /* Changed by the tap that it waits for. */
-    struct tap *tap;
     struct list tap_link;
-    const struct tap *tap_parked;  /* on whose list tap_link is */
+    struct tap *tap_parked;        /* for whom it waits; on whose list tap_link is */
     const struct tap *tap_counted; /* who has counted it last */
     uint64_t tap_deadline_ns;
     bool tap_starved;

@@ -19,7 +19,7 @@ struct tap;
 
 enum tap_answer {
     TAP_PASS,
-    TAP_WAIT, /* the guest was put on a list and will be woken */
+    TAP_WAIT, /* the guest is parked (tap_parked) and will be woken */
     TAP_SKIP, /* a discard that is better not done */
     TAP_FAIL  /* guest->tap_error says why */
 };
@@ -29,7 +29,8 @@ struct tap {
     uint64_t attached_at; /* instant */
     /* Look at start..end of a write before it is given. */
     enum tap_answer (*before)(struct tap *tap, struct guest *guest, uint64_t start, uint64_t end);
-    /* The guest that waits for this tap waits no more (it was cancelled). */
+    /* The guest parked here waits no more: it was cancelled, or another tap has
+     * failed it.  It is not parked afterwards. */
     void (*forget)(struct tap *tap, struct guest *guest);
 };
 

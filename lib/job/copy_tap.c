@@ -48,7 +48,7 @@ static void tap_set_timer(struct copy *copy)
  * buffer there, the next one may have it. */
 static void tap_leave(struct guest *guest)
 {
-    struct copy *other = (struct copy *)CONTAINER_OF(guest->tap_parked, struct copy, tap);
+    struct copy *other = CONTAINER_OF(guest->tap_parked, struct copy, tap);
 
     tap_unpark(other, guest);
     tap_set_timer(other);
@@ -271,7 +271,6 @@ void blkrepl__copy_tap_release(struct copy *copy)
         struct guest *guest = CONTAINER_OF(copy->waiting.next, struct guest, tap_link);
 
         tap_unpark(copy, guest);
-        guest->tap = NULL;
         guest->tap_error = 0; /* what has ended fails nobody */
         blkrepl__guest_wake(guest);
     }

@@ -36,12 +36,18 @@ static enum tap_answer fake_before(struct tap *tap, struct guest *guest, uint64_
     fake->end = end;
     fake->guest = guest;
     guest->tap_error = fake->error;
+    if (fake->answer == TAP_WAIT) {
+        guest->tap_parked = tap;
+    } else if (guest->tap_parked == tap) {
+        guest->tap_parked = NULL;
+    }
     return fake->answer;
 }
 
 static void fake_forget(struct tap *tap, struct guest *guest)
 {
-    (void)guest;
+    assert_ptr_equal(guest->tap_parked, tap);
+    guest->tap_parked = NULL;
     CONTAINER_OF(tap, struct fake_tap, tap)->forgotten++;
 }
 
@@ -280,6 +286,38 @@ static void guest_whose_tap_fails_it_ends_with_that_code_and_writes_nothing(void
     done_assert(&done, -EDOM);
     assert_int_equal(script_count(&b.disk, 0), 0);
     detach(&b);
+    bench_close(&b);
+}
+
+/* Two jobs of one image: what one of them fails, the other must not go on
+ * counting among those that wait for it. */
+static void guest_that_one_tap_fails_is_forgotten_by_the_one_where_it_waits(void **state)
+{
+    struct bench b;
+    struct fake_tap second = {.tap = {.before = fake_before, .forget = fake_forget}};
+    struct done done;
+
+    (void)state;
+    bench_open(&b);
+    attach(&b);
+    blkrepl__enter(b.rig.ctx);
+    blkrepl__image_attach(b.image, &second.tap);
+    blkrepl__leave(b.rig.ctx, 0);
+    second.answer = TAP_WAIT;
+    write_at(&b, 0, 4096, &done);
+    assert_int_equal(b.tap.asked, 1);
+    assert_int_equal(second.asked, 1);
+    b.tap.answer = TAP_FAIL;
+    b.tap.error = -EDOM;
+    wake(&b, b.tap.guest);
+    assert_int_equal(second.asked, 1);
+    assert_int_equal(second.forgotten, 1);
+    rig_poll(&b.rig);
+    done_assert(&done, -EDOM);
+    detach(&b);
+    blkrepl__enter(b.rig.ctx);
+    blkrepl__image_detach(&second.tap);
+    blkrepl__leave(b.rig.ctx, 0);
     bench_close(&b);
 }
 
@@ -779,6 +817,7 @@ int main(void)
         cmocka_unit_test(guest_write_waits_for_the_latest_earlier_write_that_overlaps),
         cmocka_unit_test(guest_writes_into_one_block_do_not_run_together),
         cmocka_unit_test(guest_whose_tap_fails_it_ends_with_that_code_and_writes_nothing),
+        cmocka_unit_test(guest_that_one_tap_fails_is_forgotten_by_the_one_where_it_waits),
         cmocka_unit_test(guest_that_waited_for_a_copy_asks_its_taps_again),
         cmocka_unit_test(guest_does_not_wait_for_a_copy_that_is_not_active),
         cmocka_unit_test(guest_write_shows_its_taps_its_whole_blocks_once),
