@@ -8,6 +8,8 @@
 #include "sim.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #define OPCODE(op) (1u << (op))
@@ -47,8 +49,37 @@ static void draw_info(struct disk *disk)
     }
 }
 
+/* Take out of what was drawn what the plan wants left out. */
+static void apply_plan(struct disk *disk)
+{
+    blkrepl_backend_info *info = &disk->info;
+
+    disk->error_permille *= !sim_without(FAULT_ERRORS);
+    disk->tear_percent *= !sim_without(FAULT_TORN);
+    disk->hang_percent *= !sim_without(FAULT_HANGS);
+    disk->inline_percent *= !sim_without(FAULT_INLINE);
+    if (sim_without(FAULT_ORDER)) {
+        disk->order = ORDER_FIFO;
+    }
+    if (sim_without(FAULT_LIMITS)) {
+        *info = (blkrepl_backend_info){.bytes = info->bytes,
+                                       .request_alignment = 1,
+                                       .memory_alignment = 1,
+                                       .queue_depth = QUEUE_MAX,
+                                       .opcodes = info->opcodes,
+                                       .flags = info->flags};
+        disk->status_unit = 512;
+    }
+    if (sim_without(FAULT_OPCODES)) {
+        info->opcodes = disk->read_only ? 0x7e & ~OPCODE(BLKREPL_OP_WRITE) : 0x7e;
+    }
+    if (sim_without(FAULT_DISCARDS)) {
+        disk->discard_mode = 0;
+    }
+}
+
 /* A disk with some content: a pattern with runs of zeroes in it. */
-void disk_draw(struct disk *disk, uint32_t index, uint64_t bytes)
+static void disk_draw_one(struct disk *disk, uint32_t index, uint64_t bytes)
 {
     bool source = index < sim.options.sources;
 
@@ -69,12 +100,49 @@ void disk_draw(struct disk *disk, uint32_t index, uint64_t bytes)
     disk->discard_mode = (uint32_t)rng_below(3);
     disk->status_unit = rng_chance(20) ? (uint32_t)rng_between(1, 5000) : 512;
     disk->has_cancel = rng_chance(70);
+    apply_plan(disk);
     pattern_fill(disk->medium, source ? 0 : 254, 0, bytes);
     for (uint64_t i = rng_below(4); source && bytes > 0 && i > 0; i--) {
         uint64_t from = rng_below(bytes);
         uint64_t run = rng_below(20000);
 
         memset(disk->medium + from, 0, run < bytes - from ? run : bytes - from);
+    }
+}
+
+static uint64_t draw_size(void)
+{
+    uint32_t kind = (uint32_t)rng_below(20);
+
+    if (kind == 0) {
+        return rng_chance(30) ? 0 : rng_below(4096);
+    }
+    if (kind < 12) {
+        return rng_below(2) * rng_below(4096) + 4096 * rng_below(9);
+    }
+    return kind < 19 || rng_chance(80) ? rng_below(24 * 4096) : rng_below(DISK_BYTES_MAX - 65536);
+}
+
+static void progress_act(void)
+{
+    disk_progress(&sim.disks[rng_below(sim.options.disks)]);
+}
+
+static void disk_part_draw(void)
+{
+    uint64_t largest = 0;
+
+    sim_actor((uint32_t)rng_between(2, 40), false, progress_act);
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        uint64_t bytes = draw_size();
+
+        if (i < sim.options.sources) {
+            largest = bytes > largest ? bytes : largest;
+        } else {
+            bytes = largest + (rng_chance(50) ? rng_below(20000) : 0);
+        }
+        memset(&sim.disks[i], 0, offsetof(struct disk, volatile_writes));
+        disk_draw_one(&sim.disks[i], i, bytes);
     }
 }
 
@@ -276,7 +344,7 @@ static void perform(struct disk *disk, struct disk_request *r, int result)
         memset(r->io->iov[0].base, 0xbb, r->io->iov[0].len);
     }
     if (result == 0) {
-        oracle_disk_done(disk, r, r->io->extents, extents);
+        oracle_backup_disk_done(disk, r, r->io->extents, extents);
         note_volatile(disk, r);
     } else {
         disk->error_codes[-result / 64] |= UINT64_C(1) << (-result % 64);
@@ -290,8 +358,7 @@ static void complete(struct disk *disk, uint32_t at, int result)
 
     memmove(disk->queue + at, disk->queue + at + 1,
             (--disk->in_flight - at) * sizeof disk->queue[0]);
-    EVENT("disk %llu completes id %llu op %llu at %llu: -%llu", disk->index, r.id, r.op, r.offset,
-          (ull)-result);
+    EVENT("disk %n completes id %n, %o at %n: %r", disk->index, r.id, r.op, r.offset, (ull)-result);
     perform(disk, &r, result);
     if (rng_chance(sim.options.misuse_percent)) {
         sim.counts.misuses++;
@@ -459,8 +526,7 @@ static void accept_io(struct disk *disk, blkrepl_io *io)
 {
     struct disk_request *r = &disk->queue[disk->in_flight];
 
-    EVENT("disk %llu submit op %llu %llu+%llu id %llu", disk->index, io->opcode, io->offset,
-          io->bytes, io->id);
+    EVENT("disk %n gets %o %n+%n, id %n", disk->index, io->opcode, io->offset, io->bytes, io->id);
     EXPECT(!disk->closed && !sim.gone, "submit after close");
     EXPECT(io->struct_size >= sizeof *io && io->id != 0 && io->lane == 0, "bad io");
     EXPECT(io->host[0] == NULL && io->host[1] == NULL && io->host[2] == NULL && io->host[3] == NULL,
@@ -505,7 +571,7 @@ static void backend_cancel(void *user, uint64_t id)
 {
     struct disk *disk = user;
 
-    EVENT("disk %llu cancel id %llu", disk->index, id);
+    EVENT("disk %n is to cancel id %n", disk->index, id);
     EXPECT(!disk->closed && !sim.gone, "cancel after close");
     for (uint32_t i = 0; i < disk->in_flight; i++) {
         if (disk->queue[i].id != id) {
@@ -526,7 +592,7 @@ static void backend_close(void *user)
 {
     struct disk *disk = user;
 
-    EVENT("disk %llu close", disk->index);
+    EVENT("disk %n is closed", disk->index);
     EXPECT(!disk->closed && !sim.gone, "close twice, or after context_free");
     EXPECT(disk->in_flight == 0, "close with %u in flight", disk->in_flight);
     EXPECT(disk->image == NULL, "close with the handle open");
@@ -544,7 +610,7 @@ static void image_release(void *user)
 }
 
 /* Open the image over the disk; when memory fails, again without that. */
-void disk_open(struct disk *disk)
+static void disk_open(struct disk *disk)
 {
     blkrepl_backend_ops ops = {.struct_size = sizeof ops,
                                .get_info = backend_get_info,
@@ -577,3 +643,71 @@ void disk_open(struct disk *disk)
     disk->align = info.request_alignment;
     disk->opened = true;
 }
+
+/* ---- The part ---------------------------------------------------------------- */
+
+void disk_close_handle(struct disk *disk)
+{
+    blkrepl_image *image = disk->image;
+
+    EVENT("the handle of image %n is closed", disk->index);
+    disk->image = NULL;
+    blkrepl_image_close(image);
+}
+
+static void disk_part_open(void)
+{
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        disk_open(&sim.disks[i]);
+    }
+}
+
+static bool disk_part_move(void)
+{
+    bool moved = false;
+
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        moved = disk_progress(&sim.disks[i]) || moved;
+    }
+    return moved;
+}
+
+static void disk_part_close(uint32_t percent)
+{
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        if (sim.disks[i].image != NULL && rng_chance(percent)) {
+            disk_close_handle(&sim.disks[i]);
+        }
+    }
+}
+
+static void disk_part_end(void)
+{
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        EXPECT(sim.disks[i].closed && sim.disks[i].released, "disk %u is not closed", i);
+    }
+}
+
+static void disk_part_list(void)
+{
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        const struct disk *d = &sim.disks[i];
+        const blkrepl_backend_info *n = &d->info;
+
+        printf("disk %u: %" PRIu64 " bytes, align %u/%u, depth %u, iov %u, transfer %" PRIu64
+               ", zeroes %" PRIu64 ", cluster %u, opcodes %x, flags %x, order %d, inline %u%%, "
+               "errors %u/1000%s, hang %u%%, tear %u%%, discard %u, status unit %u, cancel %d\n",
+               i, d->bytes, n->request_alignment, n->memory_alignment, n->queue_depth,
+               n->iov_count_max, n->transfer_bytes_max, n->zeroes_bytes_max, n->cluster_bytes,
+               n->opcodes, n->flags, (int)d->order, d->inline_percent, d->error_permille,
+               d->sticky ? " sticky" : "", d->hang_percent, d->tear_percent, d->discard_mode,
+               d->status_unit, d->has_cancel);
+    }
+}
+
+const struct part disk_part = {.draw = disk_part_draw,
+                               .open = disk_part_open,
+                               .move = disk_part_move,
+                               .close = disk_part_close,
+                               .end = disk_part_end,
+                               .list = disk_part_list};

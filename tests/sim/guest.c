@@ -3,6 +3,7 @@
 #include "sim.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 typedef unsigned long long ull;
@@ -15,6 +16,12 @@ bool is_write(uint32_t op)
 bool overlaps(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes)
 {
     return a_bytes > 0 && b_bytes > 0 && a < b + b_bytes && b < a + a_bytes;
+}
+
+bool request_covers(const struct request *request, const struct disk *disk, uint64_t position)
+{
+    return request->disk == disk && is_write(request->op) && position >= request->offset &&
+           position - request->offset < request->bytes;
 }
 
 /* What a write puts at a position; only where it covers it. */
@@ -115,7 +122,7 @@ static void request_fn(void *user, int result)
     struct request *r = user;
     int index = (int)(r - sim.requests);
 
-    EVENT("request %llu is done: -%llu", (ull)index, (ull)-result);
+    EVENT("request %n is done: %r", (ull)index, (ull)-result);
     callback_enter("a completion");
     EXPECT(r->accepted && r->state == REQUEST_PENDING && r->fn_count == 0 && r->release_count == 0,
            "a wrong completion of request %d", index);
@@ -154,8 +161,8 @@ static void request_answered(struct request *r, int answer)
     int index = (int)(r - sim.requests);
     uint32_t before = sim.pending - 1;
 
-    EVENT("request %llu op %llu of disk %llu answered %llu/-%llu", (ull)index, r->op,
-          r->disk->index, (ull)(answer > 0 ? answer : 0), (ull)(answer < 0 ? -answer : 0));
+    EVENT("request %n, %o of disk %n, answered %n, %r", (ull)index, r->op, r->disk->index,
+          (ull)(answer > 0 ? answer : 0), (ull)(answer < 0 ? -answer : 0));
     sim.counts.requests++;
     if (answer >= 0) {
         EXPECT(!sim.shutdown, "request %d accepted after shutdown", index);
@@ -288,8 +295,7 @@ static void through(struct disk *disk, uint32_t op)
         request_over(r, -ENOMEM);
         return;
     }
-    EVENT("request %llu: op %llu %llu+%llu tag %llu", sim.request_count - 1, op, r->offset,
-          r->bytes, r->tag);
+    EVENT("request %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
     r->accept_seq = sim.seq;
     request_answered(r, through_call(r, &done));
 }
@@ -301,7 +307,7 @@ static void bracket_go(void *user, int result)
     struct request *r = user;
     int index = (int)(r - sim.requests);
 
-    EVENT("bracket %llu: go -%llu", (ull)index, (ull)-result);
+    EVENT("bracket %n: go, %r", (ull)index, (ull)-result);
     callback_enter("a go");
     EXPECT(r->accepted && r->state == REQUEST_PENDING && r->fn_count == 0 && r->release_count == 0,
            "a wrong go of bracket %d", index);
@@ -337,8 +343,7 @@ static void beside(struct disk *disk, uint32_t op)
     }
     what.offset = r->offset;
     what.bytes = r->bytes;
-    EVENT("bracket %llu: op %llu %llu+%llu tag %llu", sim.request_count - 1, op, r->offset,
-          r->bytes, r->tag);
+    EVENT("bracket %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
     r->accept_seq = sim.seq;
     answer = blkrepl_write_begin(disk->image, &what, &go, &r->token);
     EXPECT((r->token == 0) == (answer < 0), "begin answered %d with token %llu", answer,
@@ -362,7 +367,7 @@ static void bracket_end(struct request *r)
         disk_land(r->disk, r->op, r->offset, r->bytes, r);
         r->wrote = true;
     }
-    EVENT("bracket %llu ends: -%llu", (ull)(r - sim.requests), (ull)-result);
+    EVENT("bracket %n ends: %r", (ull)(r - sim.requests), (ull)-result);
     if (rng_chance(sim.options.misuse_percent)) {
         sim.counts.misuses++;
         answer = blkrepl_write_end(sim.ctx, token, 7, NULL, 0, NULL);
@@ -383,7 +388,7 @@ static void bracket_cancel(struct request *r)
     bool waits = r->state == REQUEST_PENDING;
     int answer;
 
-    EVENT("bracket %llu is cancelled", (ull)(r - sim.requests));
+    EVENT("bracket %n is cancelled", (ull)(r - sim.requests));
     r->cancelled = true;
     if (!waits) {
         request_over(r, -ECANCELED);
@@ -418,19 +423,19 @@ static struct request *pick_bracket(void)
 }
 
 /* Let the host go on with one of its brackets. */
-bool guest_bracket_act(void)
+static void bracket_act(void)
 {
     struct request *r = pick_bracket();
     uint64_t at;
 
     if (r == NULL) {
-        return false;
+        return;
     }
     if (r->state == REQUEST_PENDING) {
         if (!r->cancelled && rng_chance(5)) {
             bracket_cancel(r);
         }
-        return false;
+        return;
     }
     if (!r->wrote && rng_chance(8)) {
         bracket_cancel(r);
@@ -441,7 +446,6 @@ bool guest_bracket_act(void)
     } else {
         bracket_end(r);
     }
-    return true;
 }
 
 /* End a bracket that got its GO; false: there is none. */
@@ -479,7 +483,7 @@ static void misuse(struct disk *disk)
     sim.counts.misuses++;
 }
 
-void guest_act(void)
+static void guest_act(void)
 {
     static const uint32_t ops[] = {
         BLKREPL_OP_WRITE,  BLKREPL_OP_WRITE,   BLKREPL_OP_WRITE, BLKREPL_OP_WRITE,
@@ -503,3 +507,52 @@ void guest_act(void)
         through(disk, op);
     }
 }
+
+/* ---- The part ---------------------------------------------------------------- */
+
+static void guest_draw(void)
+{
+    struct sim_options *o = &sim.options;
+
+    o->beside_percent = rng_chance(40) ? 0 : (uint32_t)rng_between(1, 100);
+    o->long_writes_percent = rng_chance(85) ? 0 : (uint32_t)rng_between(1, 50);
+    o->beside_percent *= !sim_without(FAULT_BESIDE);
+    o->long_writes_percent *= !sim_without(FAULT_LONG);
+    sim_actor((uint32_t)rng_between(1, 30), false, guest_act);
+    sim_actor(o->beside_percent / 4, false, bracket_act);
+}
+
+static bool guest_unfinished(void)
+{
+    return sim.pending > 0;
+}
+
+/* While the context is being freed a host may take its time. */
+static bool guest_move(void)
+{
+    return (!sim.shutdown || rng_chance(30)) && guest_bracket_finish();
+}
+
+static void guest_end(void)
+{
+    EXPECT(sim.pending == 0, "%u requests have not ended", sim.pending);
+    for (uint32_t i = 0; i < sim.request_count; i++) {
+        const struct request *r = &sim.requests[i];
+
+        EXPECT(!r->accepted || (r->release_count == (r->no_release ? 0u : 1u) &&
+                                (r->bracket || r->fn_count == 1)),
+               "request %u: %u callbacks, %u releases", i, r->fn_count, r->release_count);
+    }
+}
+
+static void guest_list(void)
+{
+    printf("guest: brackets %u%%, long writes %u%%\n", sim.options.beside_percent,
+           sim.options.long_writes_percent);
+}
+
+const struct part guest_part = {.draw = guest_draw,
+                                .move = guest_move,
+                                .unfinished = guest_unfinished,
+                                .end = guest_end,
+                                .list = guest_list};

@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /* sim.h - what the files of blkrepl-sim share.
  *
- * One process, one thread, no clock, no files: a run is a function of one
- * 64-bit seed.  The truth about a disk is the medium of its struct disk; the
- * oracle compares it with what the guest was told and with what a backup
- * promised.  Everything that happens is an event: it goes into the running hash
- * and into a ring that is printed when a promise is broken.
+ * One process, one thread, no clock, no files: a run is a function of its plan,
+ * which is a 64-bit seed, and what of the seed's run is left out to shrink it.
+ * The truth about a disk is the medium of its struct disk; the oracles compare
+ * it with what the guest was told and with what a backup promised.  Everything
+ * that happens is an event: it goes into the running hash and into a ring that
+ * is printed when a promise is broken.
+ *
+ * The world is made of parts (disks, guest, backups, host).  A part draws its
+ * options, says what it can do and how often, and watches over its promises; a
+ * new machine of the library comes with a part and an oracle of its own.
  */
 #ifndef BLKREPL_SIM_H
 #define BLKREPL_SIM_H
@@ -24,7 +29,45 @@
 #define DISK_BYTES_MAX (1280u * 1024)
 #define ARENA_BYTES (4u * 1024 * 1024)
 #define RING 64
+#define ACTORS_MAX 16
+#define STEPS_MAX 512
+#define SITES_MAX 64
 #define SECOND_NS UINT64_C(1000000000)
+
+/* What can be left out of a run as a whole (--without), in the order in which
+ * the shrinker tries. */
+enum fault {
+    FAULT_ERRORS,   /* of disks                                            */
+    FAULT_TORN,     /* data in pieces, before the completion               */
+    FAULT_HANGS,    /* requests that do not end                            */
+    FAULT_ORDER,    /* of completions: then first in, first out            */
+    FAULT_INLINE,   /* completions inside submit                           */
+    FAULT_LIMITS,   /* alignments, depths, transfer limits of disks        */
+    FAULT_OPCODES,  /* opcodes that disks do not know                      */
+    FAULT_DISCARDS, /* discards that change the medium                     */
+    FAULT_REENTRY,  /* calls from inside callbacks and backends            */
+    FAULT_MISUSE,   /* wrong calls                                         */
+    FAULT_MEMORY,   /* allocations that fail, budgets                      */
+    FAULT_BOUNDS,   /* small bounds of the context                         */
+    FAULT_JUMPS,    /* a clock that jumps                                  */
+    FAULT_CLOSE,    /* handles closed in the middle                        */
+    FAULT_SHUTDOWN, /* the context freed in the middle                     */
+    FAULT_BESIDE,   /* brackets                                            */
+    FAULT_LONG,     /* long writes                                         */
+    FAULT_VERBS,    /* pause, resume, cancel, ...                          */
+    FAULT_TUNING,   /* of backups: reserve, workers, timeout, speed        */
+    FAULT_STRETCH,  /* hooks in the library                                */
+    FAULT_COUNT
+};
+
+/* What to run. */
+struct sim_plan {
+    uint64_t seed;
+    uint32_t without;            /* bit n: enum fault n is off                      */
+    uint8_t left_out[STEPS_MAX]; /* steps that are not taken                */
+    const uint8_t *bytes;        /* chance comes from here first                   */
+    size_t byte_count;
+};
 
 /* The order in which a disk completes its requests. */
 enum order {
@@ -173,14 +216,9 @@ struct sim_options {
     uint32_t sources;
     uint32_t disks;
     uint32_t backups;
-    uint32_t guest_weight;
     uint32_t beside_percent;
     uint32_t reenter_percent;
     uint32_t misuse_percent;
-    uint32_t verb_weight;
-    uint32_t clock_weight;
-    uint32_t poll_weight;
-    uint32_t disk_weight;
     uint32_t close_percent;
     uint32_t alloc_fail_percent;
     uint32_t long_writes_percent;
@@ -210,18 +248,47 @@ struct counts {
     uint64_t backups_dropped;
 };
 
+/* Something that can be done at random. */
+struct actor {
+    uint32_t weight;
+    bool outside; /* not from inside a callback                              */
+    void (*act)(void);
+};
+
+/* A part of the world; what it has not got is NULL. */
+struct part {
+    void (*draw)(void);              /* its options and actors               */
+    void (*open)(void);              /* before the first step                */
+    void (*watch)(void);             /* what must hold after every step      */
+    void (*resume)(void);            /* no host holds anything up any more   */
+    bool (*move)(void);              /* without faults: go on by one thing   */
+    bool (*unfinished)(void);        /* something is left that has to end    */
+    void (*close)(uint32_t percent); /* drop that many handles               */
+    void (*end)(void);               /* what must hold when all is freed     */
+    void (*list)(void);              /* print what was drawn                 */
+};
+
+extern const struct part disk_part;
+extern const struct part guest_part;
+extern const struct part backup_part;
+extern const struct part host_part;
+
 struct event_record {
     const char *format;
     unsigned long long args[5];
 };
 
 struct sim {
-    uint64_t seed;
+    struct sim_plan plan;
+    const uint8_t *bytes;
+    size_t bytes_left;
     uint64_t rng;
+    uint64_t rng_aside;
     uint64_t seq;
     uint64_t hash;
     struct event_record ring[RING];
     bool trace;
+    bool story; /* leaves out what tells nothing                              */
     blkrepl_context *ctx;
     bool gone;     /* context_free() has returned 0                          */
     bool shutdown; /* context_free() was called                              */
@@ -238,6 +305,9 @@ struct sim {
     uint64_t last_now_ns;
     int64_t live_blocks;
     uint32_t sink_releases;
+    uint32_t actor_count;
+    struct actor actors[ACTORS_MAX];
+    uint8_t stretch[SITES_MAX]; /* percent, by site                          */
     struct sim_options options;
     struct disk disks[DISKS_MAX];
     uint32_t request_count;
@@ -253,16 +323,22 @@ struct sim {
 
 extern struct sim sim;
 
-/* rng.c: chance, the pattern of the data, events, failure. */
+/* chance.c */
+void chance_stream(uint64_t number);
 uint64_t rng_next(void);
 uint64_t rng_below(uint64_t limit);
 uint64_t rng_between(uint64_t low, uint64_t high);
 bool rng_chance(uint32_t percent);
+uint64_t rng_aside(uint64_t limit);
 void pattern_init(void);
 uint8_t pattern_byte(uint32_t tag, uint64_t position);
 void pattern_fill(uint8_t *out, uint32_t tag, uint64_t position, uint64_t bytes);
+
+/* event.c */
 void event_add(uint64_t where, const char *format, const unsigned long long args[5]);
 _Noreturn void sim_fail(const char *format, ...);
+/* Called when a promise is broken, after it was printed; then comes abort(). */
+extern void (*sim_on_failure)(const char *format);
 
 #define EVENT(format, ...) event_add(__LINE__, format, (unsigned long long[5]){__VA_ARGS__})
 #define EXPECT(condition, ...)                                                                     \
@@ -272,10 +348,24 @@ _Noreturn void sim_fail(const char *format, ...);
         }                                                                                          \
     } while (0)
 
+/* world.c: one run. */
+void sim_setup(void);
+void sim_run(const struct sim_plan *plan, bool trace);
+/* The fuzzer's: chance comes from the bytes, then from a generator. */
+void sim_run_bytes(const uint8_t *bytes, size_t count);
+void sim_list_options(void);
+bool sim_without(enum fault fault);
+void sim_actor(uint32_t weight, bool outside, void (*act)(void));
+void sim_reenter(void);
+int sim_poll(void);
+
+/* shrink.c: a failing run made small. */
+extern const char *const fault_names[FAULT_COUNT];
+void shrink(const struct sim_plan *plan);
+
 /* disk.c: the backends. */
-void disk_draw(struct disk *disk, uint32_t index, uint64_t bytes);
-void disk_open(struct disk *disk);
 bool disk_progress(struct disk *disk);
+void disk_close_handle(struct disk *disk);
 void disk_heal(struct disk *disk);
 void disk_land(struct disk *disk, uint32_t op, uint64_t offset, uint64_t bytes,
                const struct request *from);
@@ -284,34 +374,36 @@ uint8_t disk_discard_byte(const struct disk *disk, uint64_t position);
 bool disk_has_answered(const struct disk *disk, int code);
 
 /* guest.c: requests and brackets. */
-void guest_act(void);
-bool guest_bracket_act(void);
 bool guest_bracket_finish(void);
+bool request_covers(const struct request *request, const struct disk *disk, uint64_t position);
 uint8_t request_byte(const struct request *request, uint64_t position);
 bool is_write(uint32_t op);
 bool overlaps(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes);
 
-/* jobs.c: backups and their verbs. */
-void backup_act(void);
-void backup_verb(struct backup *backup);
-void backup_watch(void);
+/* backup.c: backups and their verbs. */
 void backup_event(const blkrepl_event *event);
-void backup_drop(struct backup *backup);
-bool backup_over(struct backup *backup);
+/* May a guest write have to wait for the clock; for a target, for ever? */
+void backup_guest_needs(bool *clock, bool *target);
+void backup_check_cancelled(void);
 
-/* oracle.c: what must hold. */
+/* oracle_guest.c: what a guest may rely on. */
 void oracle_submit(struct disk *disk, struct disk_request *request);
-void oracle_disk_done(struct disk *disk, const struct disk_request *request,
-                      const blkrepl_extent *extents, uint32_t extent_count);
 void oracle_go(struct request *request);
 void oracle_guest_done(const struct request *request);
 void oracle_read_done(const struct request *request, const uint8_t *before);
+void oracle_flush_done(const struct request *request);
+
+/* oracle_backup.c: what a backup promises. */
 void oracle_backup_start(struct backup *backup);
 void oracle_backup_started(struct backup *backup, uint32_t requests_before, bool idle_before);
 void oracle_backup_done(struct backup *backup);
-void oracle_flush_done(const struct request *request);
-
-/* main.c */
-void sim_reenter(void);
+void oracle_backup_given(const struct disk *disk, const struct disk_request *io,
+                         const uint8_t *payload);
+void oracle_backup_target(const struct disk *disk, const struct disk_request *io,
+                          const uint8_t *payload);
+void oracle_backup_disk_done(struct disk *disk, const struct disk_request *request,
+                             const blkrepl_extent *extents, uint32_t extent_count);
+/* May a write of the guest have ended with this code, by a job's policy? */
+bool oracle_backup_policy(const struct disk *disk, int code);
 
 #endif

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* rng.c - chance, the pattern of the data, the event log, failure. */
+/* chance.c - where chance comes from, and the pattern of the data.
+ *
+ * Chance is drawn from streams: one for what is drawn at the beginning, one for
+ * every step, one for each phase after them, all derived from the seed.  So a
+ * step that is left out does not change what the others draw, and a failing run
+ * can be shrunk.  Under a fuzzer it is its bytes, as long as they last. */
 #include "sim.h"
-
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
 
 #define PATTERN_BYTES (1u << 16)
 
@@ -20,14 +21,38 @@ static uint64_t mix(uint64_t *state)
     return z ^ (z >> 31);
 }
 
+void chance_stream(uint64_t number)
+{
+    uint64_t state = number;
+
+    sim.rng = sim.plan.seed ^ mix(&state);
+}
+
+static uint64_t chance_bytes(uint32_t count)
+{
+    uint64_t value = 0;
+
+    for (; count > 0 && sim.bytes_left > 0; count--) {
+        value = value << 8 | *sim.bytes++;
+        sim.bytes_left--;
+    }
+    return value;
+}
+
 uint64_t rng_next(void)
 {
-    return mix(&sim.rng);
+    return sim.bytes_left > 0 ? chance_bytes(8) : mix(&sim.rng);
 }
 
 uint64_t rng_below(uint64_t limit)
 {
-    return limit == 0 ? 0 : rng_next() % limit;
+    if (limit <= 1) {
+        return 0;
+    }
+    if (sim.bytes_left > 0) {
+        return chance_bytes(limit <= 256 ? 1 : limit <= 65536 ? 2 : 4) % limit;
+    }
+    return mix(&sim.rng) % limit;
 }
 
 uint64_t rng_between(uint64_t low, uint64_t high)
@@ -38,6 +63,12 @@ uint64_t rng_between(uint64_t low, uint64_t high)
 bool rng_chance(uint32_t percent)
 {
     return percent != 0 && rng_below(100) < percent;
+}
+
+/* What the hooks in the library draw is no part of the other streams. */
+uint64_t rng_aside(uint64_t limit)
+{
+    return mix(&sim.rng_aside) % limit;
 }
 
 void pattern_init(void)
@@ -73,52 +104,4 @@ void pattern_fill(uint8_t *out, uint32_t tag, uint64_t position, uint64_t bytes)
         position += part;
         bytes -= part;
     }
-}
-
-static void event_print(const struct event_record *event)
-{
-    const unsigned long long *a = event->args;
-
-    printf(event->format, a[0], a[1], a[2], a[3], a[4]);
-    putchar('\n');
-}
-
-void event_add(uint64_t where, const char *format, const unsigned long long args[5])
-{
-    struct event_record *event = &sim.ring[sim.seq % RING];
-    uint64_t hash = sim.hash ^ where;
-
-    event->format = format;
-    for (int i = 0; i < 5; i++) {
-        event->args[i] = args[i];
-        hash = (hash ^ args[i]) * UINT64_C(0x9fb21c651e98df25);
-        hash ^= hash >> 32;
-    }
-    sim.hash = hash;
-    sim.seq++;
-    if (sim.trace) {
-        printf("%6llu  ", (unsigned long long)sim.seq);
-        event_print(event);
-    }
-}
-
-void sim_fail(const char *format, ...)
-{
-    uint64_t first = sim.seq > 40 ? sim.seq - 40 : 0;
-    va_list args;
-
-    if (!sim.trace) {
-        for (uint64_t i = first; i < sim.seq; i++) {
-            printf("%6llu  ", (unsigned long long)i + 1);
-            event_print(&sim.ring[i % RING]);
-        }
-    }
-    printf("FAILED seed %llu after %llu events: ", (unsigned long long)sim.seed,
-           (unsigned long long)sim.seq);
-    va_start(args, format);
-    vprintf(format, args);
-    va_end(args);
-    putchar('\n');
-    fflush(stdout);
-    _Exit(1);
 }

@@ -3,6 +3,8 @@
 #include "sim.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 typedef unsigned long long ull;
@@ -16,7 +18,7 @@ static void backup_release(void *user)
 {
     struct backup *backup = user;
 
-    EVENT("backup %llu is released", number(backup));
+    EVENT("backup %n is released", number(backup));
     EXPECT(!sim.gone && backup->release_count == 0, "backup %llu: a wrong release", number(backup));
     EXPECT(!backup->created || backup->freed, "backup %llu released before its handle was",
            number(backup));
@@ -51,6 +53,13 @@ static void draw_options(struct backup *backup)
     o->speed_bytes_per_sec = rng_chance(20) ? rng_between(5000, 5000000) : 0;
     if (rng_chance(40)) {
         o->cbw_timeout_ns = rng_chance(30) ? BLKREPL_FOREVER : rng_between(1, 5 * SECOND_NS);
+    }
+    if (sim_without(FAULT_TUNING)) {
+        o->workers_max = 0;
+        o->speed_bytes_per_sec = 0;
+        o->cbw_timeout_ns = 0;
+        o->chunk_bytes_max = 0;
+        o->reserve_bytes = cluster * 40;
     }
     if (o->cluster_bytes == 0) {
         o->chunk_bytes_max = 0;
@@ -100,8 +109,8 @@ static int create(struct backup *backup, bool start)
         backup->source->image, backup->target->image, &backup->options, &backup->job);
     sim.may_allocate = may_allocate;
     backup->calling = false;
-    EVENT("backup %llu of disk %llu to disk %llu, started %llu: -%llu", number(backup),
-          backup->source->index, backup->target->index, start, (ull)-answer);
+    EVENT("backup %n of disk %n to disk %n, started %n: %r", number(backup), backup->source->index,
+          backup->target->index, start, (ull)-answer);
     if (answer == 0) {
         backup->created = true;
         if (backup->job != NULL) { /* not freed by a call from inside this one */
@@ -131,8 +140,10 @@ static void check_refusal(const struct backup *backup, int answer)
            blkrepl_error_message());
 }
 
+static void backup_watch(void);
+
 /* Create a backup, and mostly start it. */
-void backup_act(void)
+static void backup_act(void)
 {
     struct disk *source = &sim.disks[rng_below(sim.options.sources)];
     struct disk *target = &sim.disks[rng_between(sim.options.sources, sim.options.disks - 1)];
@@ -234,8 +245,7 @@ static void verb_do(struct backup *backup, enum verb verb)
     bool legal;
     int answer;
 
-    EVENT("backup %llu: verb %llu, state %llu, flags %llu", number(backup), verb, before.state,
-          before.flags);
+    EVENT("backup %n: %v, in state %s, flags %n", number(backup), verb, before.state, before.flags);
     answer = verb_call(backup, verb);
     if (sim.counts.reentries != reentries || backup->job == NULL) {
         return; /* calls from inside this one have changed what is right */
@@ -260,11 +270,11 @@ static void verb_do(struct backup *backup, enum verb verb)
            "a job that was never started is still there after cancel");
 }
 
-void backup_drop(struct backup *backup)
+static void backup_drop(struct backup *backup)
 {
     blkrepl_job *job = backup->job;
 
-    EVENT("backup %llu: free", number(backup));
+    EVENT("backup %n: its handle is freed", number(backup));
     backup->paused = (query(backup).flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
     if (backup->job == NULL) { /* freed by a call from inside the query */
         return;
@@ -275,11 +285,17 @@ void backup_drop(struct backup *backup)
     blkrepl_job_free(job);
 }
 
-void backup_verb(struct backup *backup)
+static void verb_act(void)
 {
     static const uint8_t verbs[] = {VERB_START,  VERB_START,  VERB_START,  VERB_PAUSE, VERB_PAUSE,
                                     VERB_RESUME, VERB_RESUME, VERB_RESUME, VERB_SPEED, VERB_CANCEL};
 
+    struct backup *backup;
+
+    if (sim.backup_count == 0) {
+        return;
+    }
+    backup = &sim.backups[rng_below(sim.backup_count)];
     if (backup->job == NULL) {
         return;
     }
@@ -330,7 +346,7 @@ static void check_concluded(struct backup *backup, const blkrepl_job_info *info)
 }
 
 /* Look at every job: progress tells the truth. */
-void backup_watch(void)
+static void backup_watch(void)
 {
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         struct backup *b = &sim.backups[i];
@@ -383,7 +399,7 @@ void backup_event(const blkrepl_event *event)
 
 /* Is there nothing left to wait for?  A job that was paused and whose handle was
  * then freed goes on for ever. */
-bool backup_over(struct backup *b)
+static bool backup_over(const struct backup *b)
 {
     if (!b->created) {
         return true;
@@ -393,3 +409,121 @@ bool backup_over(struct backup *b)
     }
     return b->done || (!b->started && !b->cancel_asked);
 }
+
+/* ---- The part ---------------------------------------------------------------- */
+
+/* A job that is being cancelled has told its target's backend. */
+void backup_check_cancelled(void)
+{
+    for (int i = 0; i < 5; i++) {
+        sim_poll();
+    }
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        const struct backup *b = &sim.backups[i];
+
+        bool latest = true;
+
+        for (uint32_t n = i + 1; n < sim.backup_count; n++) {
+            latest &= sim.backups[n].target != b->target || !sim.backups[n].started;
+        }
+        for (uint32_t n = 0; latest && b->started && b->cancel_asked && b->job != NULL &&
+                             !b->done && b->target->has_cancel && n < b->target->in_flight;
+             n++) {
+            EXPECT(b->target->queue[n].told, "backup %u: id %llu was not cancelled", i,
+                   (ull)b->target->queue[n].id);
+        }
+    }
+}
+
+/* May a guest write have to wait for a target, or for ever? */
+void backup_guest_needs(bool *clock, bool *target)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        const struct backup *b = &sim.backups[i];
+        const blkrepl_backup_options *o = &b->options;
+        uint64_t cluster = o->cluster_bytes == 0 ? 65536 : o->cluster_bytes;
+        bool wide =
+            b->source->info.cluster_bytes > cluster || b->target->info.cluster_bytes > cluster;
+
+        if (!b->created || b->release_count > 0) {
+            continue;
+        }
+        *clock |= o->on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS || wide ||
+                  o->reserve_bytes < b->source->bytes + cluster || o->reserve_bytes == 0 ||
+                  sim.options.context.job_requests_max < 64;
+        *target |= o->cbw_timeout_ns == BLKREPL_FOREVER;
+    }
+}
+
+static void backup_draw(void)
+{
+    struct sim_options *o = &sim.options;
+
+    o->backups = rng_chance(5) ? 0 : (uint32_t)rng_between(1, rng_chance(70) ? 2 : BACKUPS_MAX);
+    sim_actor(2, false, backup_act);
+    sim_actor(rng_chance(50) || sim_without(FAULT_VERBS) ? 0 : (uint32_t)rng_between(1, 6), false,
+              verb_act);
+}
+
+/* Whatever the host holds up it lets go on. */
+static void backup_resume(void)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        struct backup *b = &sim.backups[i];
+        bool live = b->job != NULL && b->started && !b->done;
+
+        if (live) {
+            blkrepl_job_resume(b->job);
+        }
+        if (live && rng_chance(50)) {
+            blkrepl_job_set_speed(b->job, 0);
+        }
+    }
+}
+
+static bool backup_unfinished(void)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        if (!backup_over(&sim.backups[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void backup_close(uint32_t percent)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        if (sim.backups[i].job != NULL && rng_chance(percent)) {
+            backup_drop(&sim.backups[i]);
+        }
+    }
+}
+
+static void backup_end(void)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        EXPECT(sim.backups[i].release_count == 1, "backup %u is not released", i);
+    }
+}
+
+static void backup_list(void)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        const blkrepl_backup_options *b = &sim.backups[i].options;
+
+        printf("backup %u: disk %u to %u, cluster %" PRIu64 ", chunk %" PRIu64 ", reserve %" PRIu64
+               ", workers %u, on_cbw_error %u, timeout %" PRIu64 ", speed %" PRIu64 ", flags %u\n",
+               i, sim.backups[i].source->index, sim.backups[i].target->index, b->cluster_bytes,
+               b->chunk_bytes_max, b->reserve_bytes, b->workers_max, b->on_cbw_error,
+               b->cbw_timeout_ns, b->speed_bytes_per_sec, b->flags);
+    }
+}
+
+const struct part backup_part = {.draw = backup_draw,
+                                 .watch = backup_watch,
+                                 .resume = backup_resume,
+                                 .unfinished = backup_unfinished,
+                                 .close = backup_close,
+                                 .end = backup_end,
+                                 .list = backup_list};

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT */
+/* oracle_guest.c - what a guest may rely on.
+ *
+ * Every byte that reaches a source is explained by a pending request of the
+ * guest or leaves the medium as it is; an acknowledged write is on the medium; a
+ * read returns what was there during the read; what a flush has covered is
+ * durable.
+ */
+#include "sim.h"
+
+#include <errno.h>
+#include <string.h>
+
+typedef unsigned long long ull;
+
+static uint8_t payload[DISK_BYTES_MAX];
+static uint8_t expected[DISK_BYTES_MAX];
+
+static int index_of(const struct request *request)
+{
+    return (int)(request - sim.requests);
+}
+
+/* All that a write puts on the medium. */
+static void request_fill(const struct request *request, uint8_t *out)
+{
+    if (request->op == BLKREPL_OP_WRITE && request->tag != 0) {
+        pattern_fill(out, request->tag, request->offset, request->bytes);
+    } else if (request->op != BLKREPL_OP_DISCARD) {
+        memset(out, 0, request->bytes);
+    } else {
+        for (uint64_t i = 0; i < request->bytes; i++) {
+            out[i] = request_byte(request, request->offset + i);
+        }
+    }
+}
+
+/* The host has just learned that it may write. */
+void oracle_go(struct request *request)
+{
+    struct disk *disk = request->disk;
+
+    if (!is_write(request->op)) {
+        return;
+    }
+    for (uint32_t i = 0; i < disk->in_flight; i++) {
+        EXPECT(!is_write(disk->queue[i].op) ||
+                   !overlaps(disk->queue[i].offset, disk->queue[i].bytes, request->offset,
+                             request->bytes),
+               "GO for request %d while id %llu is in flight", index_of(request),
+               (ull)disk->queue[i].id);
+    }
+    for (uint32_t i = 0; i < sim.active_count; i++) {
+        const struct request *r = &sim.requests[sim.active[i]];
+
+        EXPECT(r == request || r->disk != disk || r->state != REQUEST_GO || !is_write(r->op) ||
+                   !overlaps(r->offset, r->bytes, request->offset, request->bytes),
+               "GO for request %d while bracket %d is open", index_of(request), index_of(r));
+    }
+    request_fill(request, payload);
+    oracle_backup_given(disk,
+                        &(struct disk_request){.owner = index_of(request),
+                                               .owner_sure = true,
+                                               .offset = request->offset,
+                                               .bytes = request->bytes},
+                        payload);
+}
+
+/* ---- Submits ---------------------------------------------------------------- */
+
+static bool payload_matches(const struct request *r, const struct disk_request *io)
+{
+    uint64_t from = r->offset > io->offset ? r->offset : io->offset;
+    uint64_t r_end = r->offset + r->bytes;
+    uint64_t end = r_end < io->offset + io->bytes ? r_end : io->offset + io->bytes;
+
+    if ((io->op == BLKREPL_OP_DISCARD) != (r->op == BLKREPL_OP_DISCARD)) {
+        return false;
+    }
+    if (io->op == BLKREPL_OP_DISCARD) {
+        return from == io->offset && end == io->offset + io->bytes;
+    }
+    for (uint64_t i = from; i < end && i < from + 8; i++) {
+        if (payload[i - io->offset] != request_byte(r, i)) {
+            return false;
+        }
+    }
+    request_fill(r, expected);
+    return memcmp(payload + (from - io->offset), expected + (from - r->offset), end - from) == 0;
+}
+
+/* The requests that may have caused the write.  The oldest is the owner, unless
+ * it has ended inside the library already. */
+static uint32_t find_owners(struct disk *disk, struct disk_request *io, struct request **owners)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < sim.active_count; i++) {
+        struct request *r = &sim.requests[sim.active[i]];
+
+        if (r->disk == disk && !r->bracket && is_write(r->op) &&
+            overlaps(r->offset, r->bytes, io->offset, io->bytes) && payload_matches(r, io)) {
+            r->wrote = true;
+            owners[count++] = r;
+        }
+    }
+    io->owner = count > 0 ? index_of(owners[0]) : -1;
+    io->owner_sure = count == 1;
+    if (count == 1) {
+        owners[0]->wrote_sure = true;
+    }
+    return count;
+}
+
+static bool inside(const struct request *r, const struct disk_request *io)
+{
+    return io->offset >= r->offset && io->offset + io->bytes <= r->offset + r->bytes;
+}
+
+static void source_submit(struct disk *disk, struct disk_request *io)
+{
+    static struct request *owners[REQUESTS_MAX];
+    uint32_t count = find_owners(disk, io, owners);
+
+    EXPECT(io->op != BLKREPL_OP_DISCARD || count > 0, "a discard that nobody asked for");
+    for (uint64_t i = 0; count == 0 || !inside(owners[0], io) ? i < io->bytes : false; i++) {
+        uint64_t at = io->offset + i;
+        bool wanted = payload[i] == disk->medium[at];
+
+        for (uint32_t n = 0; !wanted && n < count; n++) {
+            wanted = request_covers(owners[n], disk, at);
+        }
+        EXPECT(wanted, "write %llu+%llu changes byte %llu, which no pending request wants changed",
+               (ull)io->offset, (ull)io->bytes, (ull)at);
+    }
+    oracle_backup_given(disk, io, payload);
+}
+
+/* A disk has got a request. */
+void oracle_submit(struct disk *disk, struct disk_request *request)
+{
+    if (!is_write(request->op)) {
+        return;
+    }
+    disk_payload(disk, request, payload);
+    if (disk->index < sim.options.sources) {
+        source_submit(disk, request);
+    } else {
+        oracle_backup_target(disk, request, payload);
+    }
+}
+
+/* ---- The guest -------------------------------------------------------------- */
+
+static void check_error(const struct request *request)
+{
+    int code = request->result;
+    bool policy = is_write(request->op) && request->op != BLKREPL_OP_FLUSH &&
+                  oracle_backup_policy(request->disk, code);
+    bool cancelled = code == -ECANCELED && (sim.shutdown || request->cancelled);
+    bool backend = !request->bracket && disk_has_answered(request->disk, code);
+    bool unsupported = code == -ENOTSUP && request->op == BLKREPL_OP_ZEROES &&
+                       (request->flags & BLKREPL_IO_NO_FALLBACK) != 0;
+
+    EXPECT(policy || cancelled || unsupported || (backend && code != -ECANCELED),
+           "request %d ended with %d, which its disk never answered", index_of(request), code);
+    EXPECT(!policy || backend || cancelled || !request->wrote_sure ||
+               request->op != BLKREPL_OP_WRITE, /* others go in pieces */
+           "request %d failed by policy, with %d, after it was written", index_of(request), code);
+}
+
+static bool later_write(const struct request *request, uint64_t position)
+{
+    for (uint32_t i = (uint32_t)index_of(request) + 1; i < sim.request_count; i++) {
+        if (sim.requests[i].wrote && request_covers(&sim.requests[i], request->disk, position)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A write through the library has been acknowledged, or has failed. */
+void oracle_guest_done(const struct request *request)
+{
+    const struct disk *disk = request->disk;
+    bool same = true;
+
+    if (request->result != 0) {
+        check_error(request);
+        return;
+    }
+    if (request->op != BLKREPL_OP_DISCARD) {
+        request_fill(request, expected);
+        same = memcmp(expected, disk->medium + request->offset, request->bytes) == 0;
+    }
+    for (uint64_t at = request->offset; !same && at < request->offset + request->bytes; at++) {
+        EXPECT(disk->medium[at] == request_byte(request, at) || later_write(request, at),
+               "request %d is acknowledged, byte %llu is not on the disk", index_of(request),
+               (ull)at);
+    }
+    for (uint32_t i = 0; (request->flags & BLKREPL_IO_FUA) != 0 && i < disk->volatile_count; i++) {
+        EXPECT(disk->volatile_writes[i].owner != index_of(request),
+               "request %d with FUA is acknowledged and not durable", index_of(request));
+    }
+}
+
+void oracle_flush_done(const struct request *request)
+{
+    const struct disk *disk = request->disk;
+
+    if (request->result != 0) {
+        check_error(request);
+        return;
+    }
+    for (uint32_t i = 0; i < disk->volatile_count; i++) {
+        int owner = disk->volatile_writes[i].owner;
+        const struct request *r = owner >= 0 ? &sim.requests[owner] : NULL;
+
+        EXPECT(r == NULL || r->state != REQUEST_OVER || r->result != 0 ||
+                   r->done_seq >= request->accept_seq,
+               "flush %d has succeeded, request %d is not durable", index_of(request), owner);
+    }
+}
+
+/* A read has ended; `before` is what was on the medium when it was accepted. */
+void oracle_read_done(const struct request *request, const uint8_t *before)
+{
+    const struct disk *disk = request->disk;
+
+    if (request->result != 0) {
+        check_error(request);
+        return;
+    }
+    for (uint64_t i = 0; i < request->bytes; i++) {
+        uint64_t at = request->offset + i;
+        bool good = request->buffer[i] == before[i] || request->buffer[i] == disk->medium[at];
+
+        for (uint32_t n = 0; !good && n < sim.request_count; n++) {
+            const struct request *w = &sim.requests[n];
+
+            good = request_covers(w, disk, at) &&
+                   (w->state != REQUEST_OVER || w->done_seq > request->accept_seq) &&
+                   request_byte(w, at) == request->buffer[i];
+        }
+        EXPECT(good, "read %d returned %u for byte %llu, which was never there", index_of(request),
+               request->buffer[i], (ull)at);
+    }
+}

@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: MIT */
+/* world.c - one run.
+ *
+ * A run opens the disks, goes through a safety phase (everything at random, with
+ * faults), mostly through a phase in which the guest must get on without any
+ * target, then heals the disks and demands that everything ends (liveness), and
+ * frees the context. */
+#include "sim.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef unsigned long long ull;
+
+struct sim sim;
+void (*sim_on_failure)(const char *format);
+
+static const struct part *const parts[] = {&host_part, &disk_part, &guest_part, &backup_part};
+
+#define PARTS (sizeof parts / sizeof parts[0])
+
+/* Streams of chance that are not those of a step. */
+enum stream {
+    STREAM_DRAW = STEPS_MAX,
+    STREAM_LATE,
+    STREAM_ASIDE
+};
+
+bool sim_without(enum fault fault)
+{
+    return (sim.plan.without >> fault & 1) != 0;
+}
+
+void sim_actor(uint32_t weight, bool outside, void (*act)(void))
+{
+    EXPECT(sim.actor_count < ACTORS_MAX, "too many actors");
+    sim.actors[sim.actor_count++] =
+        (struct actor){.weight = weight, .outside = outside, .act = act};
+}
+
+static void any_act(bool inside)
+{
+    uint32_t total = 0;
+    uint64_t draw;
+
+    for (uint32_t i = 0; i < sim.actor_count; i++) {
+        total += inside && sim.actors[i].outside ? 0 : sim.actors[i].weight;
+    }
+    draw = rng_below(total);
+    for (uint32_t i = 0; i < sim.actor_count; i++) {
+        uint32_t weight = inside && sim.actors[i].outside ? 0 : sim.actors[i].weight;
+
+        if (draw < weight) {
+            sim.actors[i].act();
+            return;
+        }
+        draw -= weight;
+    }
+}
+
+/* From inside a callback or a backend: call the library again. */
+void sim_reenter(void)
+{
+    if (sim.quiet || sim.reenter_depth > 1 || !rng_chance(sim.options.reenter_percent)) {
+        return;
+    }
+    sim.reenter_depth++;
+    sim.counts.reentries++;
+    EVENT("calls from inside, depth %n", sim.reenter_depth);
+    for (uint64_t i = rng_between(1, 3); i > 0; i--) {
+        any_act(true);
+    }
+    if (rng_chance(5)) {
+        EXPECT(blkrepl_poll(sim.ctx, 0, 0) < 0, "a poll inside a callback");
+    }
+    sim.reenter_depth--;
+}
+
+/* ---- What every part does ------------------------------------------------------ */
+
+static void watch(void)
+{
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i]->watch != NULL) {
+            parts[i]->watch();
+        }
+    }
+}
+
+/* The parts of the host go on, without faults; false: there is nothing to do. */
+static bool move(void)
+{
+    bool moved = false;
+
+    for (size_t i = 0; i < PARTS; i++) {
+        moved = (parts[i]->move != NULL && parts[i]->move()) || moved;
+    }
+    moved = sim_poll() > 0 || moved;
+    watch();
+    return moved;
+}
+
+/* Is anything left that must end by itself? */
+static bool unfinished(void)
+{
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i]->unfinished != NULL && parts[i]->unfinished()) {
+            return true;
+        }
+    }
+    return sim.room_expected;
+}
+
+static void close_handles(uint32_t percent)
+{
+    for (size_t i = PARTS; i-- > 0;) {
+        if (parts[i]->close != NULL) {
+            parts[i]->close(percent);
+        }
+    }
+}
+
+/* ---- The phases ----------------------------------------------------------------- */
+
+static void phase_safety(void)
+{
+    for (uint32_t i = 0; i < sim.options.steps; i++) {
+        if (sim.plan.left_out[i] != 0) {
+            continue;
+        }
+        chance_stream(i);
+        any_act(false);
+        watch();
+        EXPECT(blkrepl_context_now(sim.ctx) <= sim.now_ns, "the clock is ahead");
+    }
+}
+
+/* The guest comes first: no target answers any more, yet its requests end. */
+static void phase_guest_first(void)
+{
+    uint32_t idle = 0;
+    bool clock = false;
+    bool target = false;
+
+    backup_guest_needs(&clock, &target);
+    if (clock && target) {
+        return;
+    }
+    EVENT("no target answers any more, clock %n", clock);
+    for (uint32_t i = 0; i < sim.options.sources; i++) {
+        disk_heal(&sim.disks[i]);
+    }
+    while (sim.pending > 0) {
+        bool moved = guest_bracket_finish();
+
+        for (uint32_t i = 0; i < sim.options.sources; i++) {
+            moved = disk_progress(&sim.disks[i]) || moved;
+        }
+        moved = sim_poll() > 0 || moved;
+        watch();
+        idle = moved ? 0 : idle + 1;
+        sim.now_ns += !moved && clock ? 2 * SECOND_NS : 0;
+        EXPECT(idle < 400, "no target answers: %u guest requests do not end either", sim.pending);
+    }
+}
+
+static bool disks_busy(void)
+{
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        if (sim.disks[i].in_flight > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Nothing moves: go to the next deadline, if there is one. */
+static void clock_to_deadline(uint32_t idle)
+{
+    uint64_t deadline = 0;
+    int answer = blkrepl_poll_arm(sim.ctx, 0, &deadline);
+
+    EXPECT(answer == 0 || answer == 1, "poll_arm answered %d", answer);
+    if (answer == 1) {
+        EXPECT(idle < 200, "liveness: poll_arm promises work, polls find none");
+        return;
+    }
+    EXPECT(deadline != BLKREPL_FOREVER && idle < 5000,
+           "liveness: stuck with %u guest requests, ROOM owed: %d", sim.pending, sim.room_expected);
+    EVENT("clock: %n, deadline %n", sim.now_ns, deadline);
+    sim.now_ns = deadline > sim.now_ns ? deadline : sim.now_ns + 1;
+}
+
+/* No more faults, no more work: everything must end. */
+static void phase_liveness(void)
+{
+    uint32_t idle = 0;
+
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i]->resume != NULL) {
+            parts[i]->resume();
+        }
+    }
+    for (uint32_t polls = 0; unfinished(); polls++) {
+        bool moved = move();
+
+        idle = moved || disks_busy() ? 0 : idle + 1;
+        if (idle > 3) {
+            clock_to_deadline(idle);
+        }
+        EXPECT(polls < 100000, "liveness: no end");
+    }
+}
+
+static bool context_try_free(void)
+{
+    int answer;
+
+    sim.shutdown = true;
+    sim.depth++;
+    answer = blkrepl_context_free(sim.ctx);
+    sim.depth--;
+    EVENT("context_free: %r", (ull)-answer);
+    EXPECT(answer == 0 || blkrepl_error_message()[0] != '\0', "context_free answered %d", answer);
+    return answer == 0;
+}
+
+static void heal(void)
+{
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        disk_heal(&sim.disks[i]);
+    }
+}
+
+/* Free the context, whatever is still going on in it. */
+static void phase_free(void)
+{
+    for (uint32_t tries = 0; !context_try_free(); tries++) {
+        bool moved = move();
+
+        close_handles(tries > 20 ? 100 : 30);
+        sim.now_ns += moved ? 0 : 1000;
+        if (tries > 10) {
+            heal();
+        }
+        EXPECT(tries < 20000, "context_free: -EBUSY for ever: %s", blkrepl_error_message());
+    }
+    sim.gone = true;
+}
+
+static void phase_end(void)
+{
+    EXPECT(sim.live_blocks == 0, "%lld blocks of memory leak", (long long)sim.live_blocks);
+    EXPECT(sim.sink_releases == 1, "the sink is not released");
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i]->end != NULL) {
+            parts[i]->end();
+        }
+    }
+}
+
+/* ---- One run ------------------------------------------------------------------ */
+
+static void reset(const struct sim_plan *plan, bool trace)
+{
+    struct counts counts = sim.counts;
+    bool story = sim.story;
+    uint8_t *arena = sim.arena;
+    uint64_t state = plan->seed ^ STREAM_ASIDE;
+
+    memset(&sim, 0, offsetof(struct sim, disks));
+    sim.request_count = 0;
+    sim.active_count = 0;
+    sim.backup_count = 0;
+    sim.arena_used = 0;
+    sim.arena = arena;
+    sim.counts = counts;
+    sim.plan = *plan;
+    sim.bytes = plan->bytes;
+    sim.bytes_left = plan->byte_count;
+    sim.rng_aside = state;
+    sim.trace = trace;
+    sim.story = story;
+    sim.now_ns = 1000 * SECOND_NS;
+    chance_stream(STREAM_DRAW);
+}
+
+static void draw(void)
+{
+    sim.options.steps = (uint32_t)rng_between(20, rng_chance(20) ? 400 : 150);
+    sim.options.sources = rng_chance(20) ? 2 : 1;
+    sim.options.disks = sim.options.sources + (uint32_t)rng_between(1, DISKS_MAX - SOURCES_MAX);
+    sim.options.guest_first = rng_chance(50);
+    for (size_t i = 0; i < PARTS; i++) {
+        parts[i]->draw();
+    }
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i]->open != NULL) {
+            parts[i]->open();
+        }
+    }
+}
+
+void sim_run(const struct sim_plan *plan, bool trace)
+{
+    reset(plan, trace);
+    draw();
+    phase_safety();
+    chance_stream(STREAM_LATE);
+    sim.quiet = true;
+    if (!sim.options.early_shutdown) {
+        backup_check_cancelled();
+        if (sim.options.guest_first) {
+            phase_guest_first();
+        }
+        heal();
+        phase_liveness();
+        close_handles(100);
+    }
+    phase_free();
+    phase_end();
+    sim.counts.seeds++;
+    sim.counts.events += sim.seq;
+}
+
+void sim_run_bytes(const uint8_t *bytes, size_t count)
+{
+    static struct sim_plan plan;
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+
+    for (size_t i = 0; i < count; i++) {
+        hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
+    }
+    plan = (struct sim_plan){.seed = hash, .bytes = bytes, .byte_count = count};
+    sim_run(&plan, false);
+}
+
+void sim_list_options(void)
+{
+    printf("steps %u, then without targets: %d\n", sim.options.steps, sim.options.guest_first);
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i]->list != NULL) {
+            parts[i]->list();
+        }
+    }
+}
+
+void sim_setup(void)
+{
+    sim.arena = aligned_alloc(4096, ARENA_BYTES);
+    if (sim.arena == NULL) {
+        fprintf(stderr, "no memory\n");
+        exit(2);
+    }
+    pattern_init();
+}
