@@ -5,6 +5,7 @@
 
 #include "base/abi.h"
 #include "base/checked.h"
+#include "base/hook.h"
 #include "base/struct_io.h"
 #include "block/guest.h"
 #include "core/error.h"
@@ -76,7 +77,7 @@ static int bracket_answer(struct guest *guest, uint64_t token)
 {
     struct delivery unused;
 
-    if (guest->token != token || guest->phase != GUEST_GO_DUE) {
+    if (guest->token != token || guest->phase != GUEST_GO_DUE || STRETCH(GO)) {
         return BLKREPL_WAIT; /* also if it has failed: the callback says so */
     }
     list_remove(&guest->callback.link);

@@ -37,6 +37,7 @@
 #include <errno.h>
 
 #include "base/checked.h"
+#include "base/hook.h"
 #include "core/error.h"
 #include "core/step.h"
 
@@ -78,8 +79,12 @@ static void guest_run(struct ready *ready)
 {
     struct guest *guest = CONTAINER_OF(ready, struct guest, ready);
 
-    while (guest_step(guest) == STEP_AGAIN) {
-    }
+    do {
+        if (STRETCH(GUEST_STEP)) {
+            blkrepl__guest_wake(guest);
+            return;
+        }
+    } while (guest_step(guest) == STEP_AGAIN);
 }
 
 static struct ranges *guest_ranges(const struct guest *guest)
@@ -181,7 +186,8 @@ static enum step guest_tapped(struct guest *guest)
     uint64_t end;
 
     if (!range_live(&guest->range) ||
-        (LIKELY(list_empty(&guest->image->taps)) && LIKELY(guest_ranges(guest)->tree.count == 1))) {
+        (LIKELY(list_empty(&guest->image->taps)) && LIKELY(guest_ranges(guest)->tree.count == 1) &&
+         !STRETCH(GUEST_ALONE))) {
         return guest_give(guest);
     }
     blkrepl__piece_range(guest, &start, &end);
@@ -309,6 +315,10 @@ static void guest_add_range(struct guest *guest)
  * takes, without a jump through its switch for each. */
 static void guest_first_steps(struct guest *guest)
 {
+    if (STRETCH(GUEST_START)) {
+        blkrepl__guest_wake(guest);
+        return;
+    }
     if (guest_queued(guest) != STEP_AGAIN || guest_tapped(guest) != STEP_AGAIN) {
         return;
     }

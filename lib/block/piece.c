@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/hook.h"
 #include "block/guest.h"
 
 #define PIECE_TAPPED_MAX (UINT64_C(4) << 20)
@@ -343,6 +344,10 @@ static bool piece_get_bounce(struct guest *guest)
 {
     struct leaf *leaf = guest->image->leaf;
 
+    if (guest->bounce == NULL && STRETCH(BOUNCE)) {
+        blkrepl__guest_wake(guest);
+        return false;
+    }
     if (guest->bounce == NULL) {
         guest->bounce = blkrepl__leaf_bounce_take(leaf);
     }

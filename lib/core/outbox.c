@@ -6,6 +6,7 @@
  * second half of leave or in a poll, with the lock dropped. */
 #include <errno.h>
 
+#include "base/hook.h"
 #include "core/context.h"
 #include "core/error.h"
 
@@ -49,7 +50,7 @@ static void inbox_collect(struct blkrepl_context *ctx, struct lane *lane)
     struct request *request;
     struct request *oldest = NULL;
 
-    if (atomic_load_explicit(&lane->inbox, memory_order_relaxed) == NULL) {
+    if (atomic_load_explicit(&lane->inbox, memory_order_relaxed) == NULL || STRETCH(INBOX)) {
         return;
     }
     request = atomic_exchange_explicit(&lane->inbox, NULL, memory_order_acquire);
@@ -73,7 +74,11 @@ static bool advance_ready(struct blkrepl_context *ctx)
     if (link != NULL) {
         struct ready *ready = CONTAINER_OF(link, struct ready, link);
 
-        ready->run(ready);
+        if (STRETCH(READY)) {
+            list_append(&ctx->ready, link);
+        } else {
+            ready->run(ready);
+        }
     }
     return link != NULL;
 }
@@ -86,8 +91,12 @@ static bool advance_completed(struct blkrepl_context *ctx)
     if (link != NULL) {
         struct request *request = CONTAINER_OF(link, struct request, link);
 
-        blkrepl__port_ended(request);
-        request->ended(request);
+        if (STRETCH(COMPLETED)) {
+            list_append(&ctx->completed, link);
+        } else {
+            blkrepl__port_ended(request);
+            request->ended(request);
+        }
     }
     return link != NULL;
 }
@@ -118,10 +127,10 @@ static void advance_some(struct blkrepl_context *ctx)
     for (uint32_t i = 0; i < ctx->lane_count; i++) {
         inbox_collect(ctx, &ctx->lanes[i]);
     }
-    if (UNLIKELY(blkrepl__timer_next(&ctx->timers) != BLKREPL_FOREVER)) {
+    if (UNLIKELY(blkrepl__timer_next(&ctx->timers) != BLKREPL_FOREVER) && !STRETCH(TIMER)) {
         blkrepl__timer_run(&ctx->timers, blkrepl__now(ctx), ctx->completions_max);
     }
-    for (uint32_t i = 0; i < ctx->completions_max; i++) {
+    for (uint32_t i = 0; i < ctx->completions_max && !STRETCH(ADVANCE); i++) {
         /* In turns: what makes itself ready again does not hold up the rest. */
         bool ready = advance_ready(ctx);
         bool completed = advance_completed(ctx);
@@ -154,7 +163,7 @@ static bool outbox_one(struct blkrepl_context *ctx, uint32_t lane, bool jobs, bo
     } else if (jobs && !list_empty(&ctx->job_queues)) {
         link = ctx->job_queues.next;
         blkrepl__port_flush(CONTAINER_OF(link, struct port_queue, link));
-    } else if (closing && !list_empty(&ctx->closing)) {
+    } else if (closing && !list_empty(&ctx->closing) && !STRETCH(CLOSE)) {
         link = ctx->closing.next;
         blkrepl__port_close(CONTAINER_OF(link, struct port, chore_link));
     } else {
@@ -169,7 +178,7 @@ void blkrepl__empty_outbox(struct blkrepl_context *ctx, uint32_t lane, enum outb
     bool closing = part == OUTBOX_CLOSE || jobs;
 
     for (int round = 0; round < OUTBOX_ROUNDS_MAX; round++) {
-        if (!outbox_one(ctx, lane, jobs, closing)) {
+        if (STRETCH(OUTBOX) || !outbox_one(ctx, lane, jobs, closing)) {
             return;
         }
         /* The backend may have completed inside submit. */

@@ -2,6 +2,7 @@
 /* poll.c - running callbacks, stepping jobs, sleeping. */
 #include <errno.h>
 
+#include "base/hook.h"
 #include "core/context.h"
 #include "core/error.h"
 
@@ -20,7 +21,11 @@ static void poll_machines(struct blkrepl_context *ctx)
     for (int i = 0; i < STEPS_MAX && !list_empty(&now); i++) {
         struct machine *machine = CONTAINER_OF(list_pop(&now), struct machine, link);
 
-        machine->step(machine);
+        if (STRETCH(MACHINE)) {
+            list_append(&ctx->machines, &machine->link);
+        } else {
+            machine->step(machine);
+        }
     }
     /* What did not get its turn goes first the next time. */
     list_splice(&now, &ctx->machines);
@@ -75,7 +80,7 @@ static int poll_callbacks(struct blkrepl_context *ctx, struct lane *lane, int mo
     struct delivery fetched[FETCH_MAX];
     int total = 0;
 
-    while (total < most) {
+    while (total < most && !(total > 0 && STRETCH(CALLBACK))) {
         int room = most - total;
         int count = poll_fetch(lane, fetched, room < FETCH_MAX ? room : FETCH_MAX);
 
@@ -97,7 +102,7 @@ static int poll_events(struct blkrepl_context *ctx, struct lane *lane, int most)
     blkrepl_event event;
     int count = 0;
 
-    while (count < most && blkrepl__event_take(&lane->events, &event)) {
+    while (count < most && !STRETCH(EVENT) && blkrepl__event_take(&lane->events, &event)) {
         count++;
         if (ctx->sink.fn == NULL) {
             continue;
@@ -287,7 +292,7 @@ static int poll_fetch_last(struct blkrepl_context *ctx, uint32_t number, struct 
     int count;
 
     poll_work(ctx, number);
-    if (!list_empty(&lane->events)) {
+    if (!list_empty(&lane->events) || STRETCH(POLL)) {
         return 0;
     }
     count = poll_fetch(lane, fetched, most);

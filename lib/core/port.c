@@ -2,6 +2,7 @@
 /* port.c - the door to one backend. */
 #include "core/port.h"
 
+#include "base/hook.h"
 #include "core/context.h"
 
 #define BATCH_MAX 32
@@ -147,7 +148,7 @@ static uint32_t port_take_batch(struct port_queue *queue, blkrepl_io **ios)
     uint32_t room = port_room(queue);
     uint32_t count = 0;
 
-    while (count < BATCH_MAX && count < room) {
+    while (count < BATCH_MAX && count < room && !(count > 0 && STRETCH(BATCH))) {
         struct list *link = port_queue_pop(queue);
         struct request *request;
 

@@ -29,6 +29,7 @@
 
 #include "base/abi.h"
 #include "base/checked.h"
+#include "base/hook.h"
 #include "base/struct_io.h"
 #include "core/error.h"
 #include "job/copy.h"
@@ -100,6 +101,10 @@ static enum step backup_enter(struct backup *backup, enum backup_state next)
 {
     CHECK(backup_next[backup->state] & TO(next));
     backup->state = next;
+    if (STRETCH(BACKUP_STATE)) {
+        job_wake(&backup->job);
+        return STEP_WAIT;
+    }
     return STEP_AGAIN;
 }
 

@@ -8,6 +8,7 @@
 #include <inttypes.h>
 
 #include "base/checked.h"
+#include "base/hook.h"
 #include "core/error.h"
 
 /* The longest run of zeroes that is claimed at once. */
@@ -281,7 +282,7 @@ bool blkrepl__copy_pump(struct copy *copy)
         uint64_t count = copy_claim_count(copy, first);
         struct list *link;
 
-        if (most-- == 0) {
+        if (most-- == 0 || STRETCH(COPY_PUMP)) {
             job_wake(copy->job); /* go on in the next poll */
             break;
         }

@@ -31,6 +31,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/hook.h"
 
 /* How far ahead the status is asked. */
 #define PROBE_BYTES (UINT64_C(1) << 30)
@@ -156,7 +157,7 @@ static void task_ask_status(struct copy_task *task)
     uint64_t size = image_bytes(copy->config.source);
     uint64_t end = task->end;
 
-    if (copy->settled_writes && !copy->probing) {
+    if (copy->settled_writes && !copy->probing && !STRETCH(COPY_PROBE)) {
         end = min_u64(task->start + PROBE_BYTES, size);
         copy->probing = true;
         task->probe = true;
@@ -247,8 +248,14 @@ static void task_begin_write(struct copy_task *task)
 static void task_claimed(struct copy_task *task)
 {
     struct copy *copy = task->copy;
-    struct range *write = blkrepl__range_copy_blocker(task_ranges(task), task->start, task->end,
-                                                      copy->tap.attached_at);
+    struct range *write;
+
+    if (STRETCH(COPY_CLAIM)) {
+        blkrepl__ready_wake(copy->job->ctx, &task->ready);
+        return;
+    }
+    write = blkrepl__range_copy_blocker(task_ranges(task), task->start, task->end,
+                                        copy->tap.attached_at);
 
     if (write != NULL) {
         range_wait(write, &task->ready);

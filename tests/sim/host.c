@@ -2,6 +2,8 @@
 /* host.c - the host: its hooks, its context, its clock, its polls. */
 #include "sim.h"
 
+#include "base/hook.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -169,6 +171,68 @@ static void close_act(void)
     }
 }
 
+/* ---- Holding the library back ------------------------------------------------ */
+
+static const char *const site_names[STRETCH_SITE_COUNT] = {
+    [STRETCH_INBOX] = "inbox",
+    [STRETCH_READY] = "ready",
+    [STRETCH_COMPLETED] = "completed",
+    [STRETCH_ADVANCE] = "advance",
+    [STRETCH_TIMER] = "timer",
+    [STRETCH_OUTBOX] = "outbox",
+    [STRETCH_CLOSE] = "close",
+    [STRETCH_BATCH] = "batch",
+    [STRETCH_MACHINE] = "machine",
+    [STRETCH_POLL] = "poll",
+    [STRETCH_CALLBACK] = "callback",
+    [STRETCH_EVENT] = "event",
+    [STRETCH_GUEST_START] = "guest-start",
+    [STRETCH_GUEST_STEP] = "guest-step",
+    [STRETCH_GUEST_ALONE] = "guest-alone",
+    [STRETCH_BOUNCE] = "bounce",
+    [STRETCH_GO] = "go",
+    [STRETCH_COPY_CLAIM] = "copy-claim",
+    [STRETCH_COPY_PUMP] = "copy-pump",
+    [STRETCH_COPY_PROBE] = "copy-probe",
+    [STRETCH_BACKUP_STATE] = "backup-state",
+};
+
+/* Some of the places in some of the runs, so that depth is reached.  Drawn in
+ * every build, so that a seed means the same in all of them. */
+static void stretch_draw(void)
+{
+    bool any = rng_chance(50) && !sim_without(FAULT_STRETCH);
+
+    for (uint32_t site = 0; site < STRETCH_SITE_COUNT; site++) {
+        uint32_t percent = rng_chance(25) ? (uint32_t)rng_between(1, 60) : 0;
+
+        sim.stretch[site] = any ? (uint8_t)percent : 0;
+    }
+}
+
+#ifdef BLKREPL_HOOKS
+static bool stretch(enum stretch_site site)
+{
+    if (sim.stretch[site] == 0 || rng_aside(100) >= sim.stretch[site]) {
+        return false;
+    }
+    sim.counts.stretches++;
+    return true;
+}
+
+static void stretch_install(void)
+{
+    for (uint32_t site = 0; site < STRETCH_SITE_COUNT; site++) {
+        sim.stretched = sim.stretched || sim.stretch[site] > 0;
+    }
+    blkrepl__stretch_hook = sim.stretched ? stretch : NULL;
+}
+#else
+static void stretch_install(void)
+{
+}
+#endif
+
 /* ---- The context -------------------------------------------------------------- */
 
 static void host_draw(void)
@@ -192,6 +256,8 @@ static void host_draw(void)
     sim_actor(rng_chance(30) ? 0 : (uint32_t)rng_between(1, 5), false, clock_advance);
     sim_actor((uint32_t)rng_between(2, 30), true, poll_act);
     sim_actor(sim_without(FAULT_CLOSE) ? 0 : o->close_percent, false, close_act);
+    stretch_draw();
+    stretch_install();
     o->reenter_percent *= !sim_without(FAULT_REENTRY);
     o->misuse_percent *= !sim_without(FAULT_MISUSE);
     o->alloc_fail_percent *= !sim_without(FAULT_MEMORY);
@@ -246,6 +312,11 @@ static void host_list(void)
         "clock jumps %d\n",
         o->reenter_percent, o->misuse_percent, o->alloc_fail_percent, o->early_shutdown,
         o->clock_jumps);
+    for (uint32_t site = 0; site < STRETCH_SITE_COUNT; site++) {
+        if (sim.stretch[site] > 0) {
+            printf("stretch: %s %u%%\n", site_names[site], sim.stretch[site]);
+        }
+    }
     printf("context: requests_max %u, job_requests_max %u, callbacks_max %u, completions_max %u, "
            "copies_max %u, memory_bytes_max %" PRIu64 "\n",
            o->context.requests_max, o->context.job_requests_max, o->context.callbacks_max,

@@ -118,9 +118,10 @@ static void summary(double seconds)
     printf("seeds=%" PRIu64 " events=%" PRIu64 " seeds/s=%.0f\n", c->seeds, c->events,
            seconds > 0 ? (double)c->seeds / seconds : 0.0);
     printf("faults: errors=%" PRIu64 " torn=%" PRIu64 " hung=%" PRIu64 " inline=%" PRIu64
-           " cancelled=%" PRIu64 " memory=%" PRIu64 " misuse=%" PRIu64 " reentry=%" PRIu64 "\n",
+           " cancelled=%" PRIu64 " memory=%" PRIu64 " misuse=%" PRIu64 " reentry=%" PRIu64
+           " stretched=%" PRIu64 "\n",
            c->errors, c->torn, c->hung, c->inline_completions, c->cancelled_io, c->alloc_failures,
-           c->misuses, c->reentries);
+           c->misuses, c->reentries, c->stretches);
     printf("guest: requests=%" PRIu64 " refused=%" PRIu64 " brackets=%" PRIu64
            " backups: done=%" PRIu64 " failed=%" PRIu64 " cancelled=%" PRIu64 " dropped=%" PRIu64
            "\n",

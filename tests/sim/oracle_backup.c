@@ -232,7 +232,7 @@ void oracle_backup_started(struct backup *backup, uint32_t requests_before, bool
 {
     const struct disk *source = backup->source;
     bool idle = idle_before && source->in_flight < source->info.queue_depth && source->align <= 1 &&
-                source->inline_percent == 0;
+                source->inline_percent == 0 && !sim.stretched;
 
     for (uint32_t i = requests_before; i < sim.request_count; i++) {
         add_concurrent(backup, (int)i, true);

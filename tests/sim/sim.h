@@ -237,6 +237,7 @@ struct counts {
     uint64_t inline_completions;
     uint64_t cancelled_io;
     uint64_t alloc_failures;
+    uint64_t stretches;
     uint64_t misuses;
     uint64_t reentries;
     uint64_t requests;
@@ -307,6 +308,7 @@ struct sim {
     uint32_t sink_releases;
     uint32_t actor_count;
     struct actor actors[ACTORS_MAX];
+    bool stretched;             /* the library is held back somewhere        */
     uint8_t stretch[SITES_MAX]; /* percent, by site                          */
     struct sim_options options;
     struct disk disks[DISKS_MAX];

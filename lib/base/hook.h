@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT */
+/* hook.h - places where a test can hold the library back.
+ *
+ * Bugs live in windows: between two states, between a decision and its effect.
+ * STRETCH(SITE) stands wherever a machine waits or changes its state, and is
+ * true when a test wants the window open for longer: the next step is put off,
+ * a batch is cut to one, the slow path is taken.  What is put off is never
+ * lost; it is done by a later entry into the library, as if that had been busy.
+ *
+ * Builds without BLKREPL_HOOKS, which are all that is shipped, have no trace of
+ * it.  The hook is set before the first call of the library. */
+#ifndef BLKREPL_BASE_HOOK_H
+#define BLKREPL_BASE_HOOK_H
+
+#include "base/compiler.h"
+
+enum stretch_site {
+    STRETCH_INBOX,        /* completions stay in a lane's inbox */
+    STRETCH_READY,        /* what became ready goes behind the others */
+    STRETCH_COMPLETED,    /* a completion is handled after later ones */
+    STRETCH_ADVANCE,      /* the rest is left to the next entry */
+    STRETCH_TIMER,        /* timers are looked at the next time */
+    STRETCH_OUTBOX,       /* the rest is given away by the next entry */
+    STRETCH_CLOSE,        /* a backend is closed later */
+    STRETCH_BATCH,        /* one request for a submit */
+    STRETCH_MACHINE,      /* a job takes its step in the next poll */
+    STRETCH_POLL,         /* no short cut through a poll */
+    STRETCH_CALLBACK,     /* one callback at a time */
+    STRETCH_EVENT,        /* events in the next poll */
+    STRETCH_GUEST_START,  /* a guest request takes its first step later */
+    STRETCH_GUEST_STEP,   /* a guest request takes its next step later */
+    STRETCH_GUEST_ALONE,  /* a write looks for others though there are none */
+    STRETCH_BOUNCE,       /* a buffer is not to be had at once */
+    STRETCH_GO,           /* a bracket is told later that it may go */
+    STRETCH_COPY_CLAIM,   /* a copy that was claimed does not begin at once */
+    STRETCH_COPY_PUMP,    /* no more copies are started this time */
+    STRETCH_COPY_PROBE,   /* no look ahead for holes */
+    STRETCH_BACKUP_STATE, /* a backup stays between two states */
+    STRETCH_SITE_COUNT
+};
+
+#ifdef BLKREPL_HOOKS
+#define STRETCH(site) UNLIKELY(blkrepl__stretch(STRETCH_##site))
+
+/* Set by a test; NULL: nothing is ever stretched. */
+extern bool (*blkrepl__stretch_hook)(enum stretch_site site);
+
+bool blkrepl__stretch(enum stretch_site site);
+#else
+#define STRETCH(site) false
+#endif
+
+#endif
