@@ -7,9 +7,12 @@
  * can be shrunk.  Under a fuzzer it is its bytes, as long as they last. */
 #include "sim.h"
 
-#define PATTERN_BYTES (1u << 16)
+#include <string.h>
 
-static uint8_t pattern_mix[PATTERN_BYTES];
+#define TAGS 255
+#define PATTERN_BYTES 8191
+
+static uint8_t patterns[TAGS][PATTERN_BYTES];
 
 /* splitmix64 */
 static uint64_t mix(uint64_t *state)
@@ -71,35 +74,35 @@ uint64_t rng_aside(uint64_t limit)
     return mix(&sim.rng_aside) % limit;
 }
 
+/* A position that is wrong by any number of blocks shows: the period is prime. */
 void pattern_init(void)
 {
     uint64_t state = 1;
 
     for (uint32_t i = 0; i < PATTERN_BYTES; i++) {
-        pattern_mix[i] = (uint8_t)(mix(&state) % 255);
+        uint32_t value = (uint32_t)(mix(&state) % TAGS);
+
+        for (uint32_t tag = 0; tag < TAGS; tag++) {
+            patterns[tag][i] = (uint8_t)((value + tag) % TAGS + 1);
+        }
     }
 }
 
 /* Never 0; at one position different for different tags (modulo 255). */
 uint8_t pattern_byte(uint32_t tag, uint64_t position)
 {
-    return (uint8_t)((pattern_mix[position % PATTERN_BYTES] + tag) % 255 + 1);
+    return patterns[tag % TAGS][position % PATTERN_BYTES];
 }
 
 void pattern_fill(uint8_t *out, uint32_t tag, uint64_t position, uint64_t bytes)
 {
-    uint16_t shift = (uint16_t)(tag % 255);
+    const uint8_t *pattern = patterns[tag % TAGS];
 
     while (bytes > 0) {
-        const uint8_t *in = pattern_mix + position % PATTERN_BYTES;
-        uint64_t part = PATTERN_BYTES - position % PATTERN_BYTES;
+        uint64_t at = position % PATTERN_BYTES;
+        uint64_t part = bytes < PATTERN_BYTES - at ? bytes : PATTERN_BYTES - at;
 
-        part = part < bytes ? part : bytes;
-        for (uint64_t i = 0; i < part; i++) {
-            uint16_t value = (uint16_t)(in[i] + shift);
-
-            out[i] = (uint8_t)(value - (value >= 255 ? 254 : -1));
-        }
+        memcpy(out, pattern + at, part);
         out += part;
         position += part;
         bytes -= part;
