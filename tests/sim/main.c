@@ -7,12 +7,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#define JOBS_MAX 64
+
 static const char usage[] =
-    "usage: blkrepl-sim --seeds N [--base S] [--no-shrink]   N runs; the first that fails is "
-    "shrunk\n"
+    "usage: blkrepl-sim --seeds N [--base S] [--jobs J] [--no-shrink]\n"
+    "                              N runs, in J processes; the first that fails is shrunk\n"
     "       blkrepl-sim --seed S [--trace] [--without F,...] [--leave-out A-B,...]   one run\n"
     "       blkrepl-sim --shrink S [...]                     a failing run, made small\n"
     "       blkrepl-sim --list-options S                     what is drawn for a seed\n"
@@ -140,8 +143,6 @@ static double seconds_now(void)
 /* A time limit for a run, set once in many: it is there for runs without end. */
 static void run_seeds(uint64_t base, uint64_t count, bool twice)
 {
-    double begin = seconds_now();
-
     for (uint64_t i = 0; i < count; i++) {
         uint64_t hash;
 
@@ -156,13 +157,73 @@ static void run_seeds(uint64_t base, uint64_t count, bool twice)
             EXPECT(sim.hash == hash, "the second run of the seed is another one");
         }
     }
-    summary(seconds_now() - begin);
+}
+
+/* A part of the seeds in a process of its own, which sends its counts. */
+static pid_t start_job(uint64_t base, uint64_t count, int *counts_end)
+{
+    int ends[2];
+    pid_t child;
+
+    fflush(stdout);
+    if (pipe(ends) != 0 || (child = fork()) < 0) {
+        perror("blkrepl-sim");
+        exit(2);
+    }
+    if (child == 0) {
+        close(ends[0]);
+        run_seeds(base, count, false);
+        _Exit(write(ends[1], &sim.counts, sizeof sim.counts) == (ssize_t)sizeof sim.counts ? 0 : 2);
+    }
+    close(ends[1]);
+    *counts_end = ends[0];
+    return child;
+}
+
+/* All counts are uint64_t. */
+static void add_counts(const struct counts *more)
+{
+    uint64_t sums[sizeof *more / sizeof(uint64_t)];
+    uint64_t parts[sizeof *more / sizeof(uint64_t)];
+
+    memcpy(sums, &sim.counts, sizeof sums);
+    memcpy(parts, more, sizeof parts);
+    for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++) {
+        sums[i] += parts[i];
+    }
+    memcpy(&sim.counts, sums, sizeof sums);
+}
+
+static bool run_jobs(uint64_t base, uint64_t count, uint64_t jobs)
+{
+    int ends[JOBS_MAX];
+    pid_t children[JOBS_MAX];
+    bool good = true;
+
+    for (uint64_t i = 0; i < jobs; i++) {
+        uint64_t first = count * i / jobs;
+
+        children[i] = start_job(base + first, count * (i + 1) / jobs - first, &ends[i]);
+    }
+    for (uint64_t i = 0; i < jobs; i++) {
+        struct counts counts = {0};
+        int status = 0;
+
+        if (read(ends[i], &counts, sizeof counts) == (ssize_t)sizeof counts) {
+            add_counts(&counts);
+        }
+        waitpid(children[i], &status, 0);
+        good = good && status == 0;
+    }
+    return good;
 }
 
 int main(int argc, char **argv)
 {
     uint64_t base = number(argc, argv, "--base", 1);
     uint64_t seeds = number(argc, argv, "--seeds", 0);
+    uint64_t jobs = number(argc, argv, "--jobs", 1);
+    double begin = seconds_now();
     uint64_t twice = number(argc, argv, "--check-determinism", 0);
 
     program = argv[0];
@@ -173,9 +234,18 @@ int main(int argc, char **argv)
     read_faults(text_option(argc, argv, "--without"));
     read_steps(text_option(argc, argv, "--leave-out"));
     sim_on_failure = exit_failure;
+    if (jobs < 1 || jobs > JOBS_MAX || (jobs > 1 && twice > 0)) {
+        fputs(usage, stderr);
+        return 2;
+    }
     if (seeds + twice > 0) {
         sim_on_failure = flag(argc, argv, "--no-shrink") ? exit_failure : shrink_failure;
-        run_seeds(base, seeds + twice, twice > 0);
+        if (jobs == 1) {
+            run_seeds(base, seeds + twice, twice > 0);
+        } else if (!run_jobs(base, seeds, jobs)) {
+            return 1;
+        }
+        summary(seconds_now() - begin);
     } else if (flag(argc, argv, "--seed")) {
         plan.seed = number(argc, argv, "--seed", 1);
         alarm(30);
