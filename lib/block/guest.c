@@ -453,17 +453,6 @@ struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t toke
     return guest->token == token ? guest : NULL;
 }
 
-void blkrepl__guest_fail_waiters(struct range *range, int error)
-{
-    for (struct list *link = range->waiters.next; link != &range->waiters; link = link->next) {
-        struct ready *ready = CONTAINER_OF(link, struct ready, link);
-
-        if (ready->run == guest_run) {
-            CONTAINER_OF(ready, struct guest, ready)->tap_error = error;
-        }
-    }
-}
-
 void blkrepl__guest_wake(struct guest *guest)
 {
     blkrepl__ready_wake(guest->ctx, &guest->ready);

@@ -68,6 +68,8 @@ struct guest {
     struct list tap_link;
     struct tap *tap_parked;        /* for whom it waits; on whose list tap_link is */
     const struct tap *tap_counted; /* who has counted it last */
+    uint64_t tap_start;            /* what it was asked about last */
+    uint64_t tap_end;
     uint64_t tap_deadline_ns;
     bool tap_starved;
     int tap_error;
@@ -91,10 +93,6 @@ void blkrepl__guest_put(struct guest *guest);
 
 /* The guest with this token; NULL if there is none. */
 struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t token);
-
-/* Give every guest that waits for this range the error with which its tap is
- * to fail it. */
-void blkrepl__guest_fail_waiters(struct range *range, int error);
 
 /* Wake a guest that a tap has parked. */
 void blkrepl__guest_wake(struct guest *guest);

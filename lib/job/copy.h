@@ -186,6 +186,9 @@ void blkrepl__copy_fail(struct copy *copy, const struct job_error *error);
 void blkrepl__copy_tap_init(struct copy *copy);
 /* Release every guest that waits for this engine. */
 void blkrepl__copy_tap_release(struct copy *copy);
+/* The old data of start..end could not be saved: every guest that needs them
+ * fails with `code`, whatever it waits for at the moment. */
+void blkrepl__copy_tap_fail(struct copy *copy, uint64_t start, uint64_t end, int code);
 /* A buffer is free: let the first starved guest try again. */
 void blkrepl__copy_kick_starved(struct copy *copy);
 

@@ -160,6 +160,8 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     if (starved) {
         guest->tap_starved = false;
     }
+    guest->tap_start = start;
+    guest->tap_end = end;
     end = min_u64(end, image_bytes(copy->config.source));
     if (!tap_claim(copy, guest, start, end)) {
         /* One that was woken in vain keeps its place. */
@@ -263,6 +265,18 @@ void blkrepl__copy_kick_starved(struct copy *copy)
     }
     link = list_pop(&copy->starved);
     blkrepl__ready_wake(copy->job->ctx, CONTAINER_OF(link, struct ready, link));
+}
+
+void blkrepl__copy_tap_fail(struct copy *copy, uint64_t start, uint64_t end, int code)
+{
+    for (struct list *link = copy->waiting.next; link != &copy->waiting; link = link->next) {
+        struct guest *guest = CONTAINER_OF(link, struct guest, tap_link);
+
+        if (guest->tap_start < end && start < guest->tap_end) {
+            guest->tap_error = code;
+            blkrepl__guest_wake(guest);
+        }
+    }
 }
 
 void blkrepl__copy_tap_release(struct copy *copy)

@@ -416,9 +416,7 @@ static void task_fail_guest(struct copy_task *task, const struct job_error *erro
 
     blkrepl__job_error(copy->job, error);
     blkrepl__hbitmap_set(&copy->todo, first, last - first);
-    if (range_live(&task->range)) {
-        blkrepl__guest_fail_waiters(&task->range, error->code);
-    }
+    blkrepl__copy_tap_fail(copy, task->start, task->end, error->code);
     task_free(task);
 }
 

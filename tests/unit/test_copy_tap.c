@@ -429,6 +429,24 @@ static void tap_without_a_timeout_waits_for_ever(void **state)
     copy_rig_close(&r);
 }
 
+/* A time so long that its end cannot be told does not wrap around. */
+static void tap_with_a_timeout_beyond_time_waits_for_ever(void **state)
+{
+    struct copy_rig r;
+    struct done write;
+
+    (void)state;
+    rig(&r, false, 4, BLKREPL_FOREVER - 1);
+    r.source.hold = OP(READ);
+    copy_rig_write(&r, 0, 100, &write);
+    rig_advance(&r.rig, UINT64_C(1) << 63);
+    ASSERT_PENDING(&write);
+    assert_false(r.copy.failed);
+    end(&r, &r.source, 0, 0);
+    done_assert(&write, 0);
+    copy_rig_close(&r);
+}
+
 static void tap_timer_is_off_when_nobody_waits(void **state)
 {
     struct copy_rig r;
@@ -444,6 +462,30 @@ static void tap_timer_is_off_when_nobody_waits(void **state)
     assert_true(list_empty(&r.copy.waiting));
     rig_advance(&r.rig, 2 * TIMEOUT);
     assert_false(r.copy.failed);
+    copy_rig_close(&r);
+}
+
+/* However many copies it needs, the first that fails fails the write; it does
+ * not wait for the others, and starts none anew. */
+static void tap_fails_a_guest_that_waits_for_another_copy_as_well(void **state)
+{
+    struct copy_rig r;
+    struct done both;
+    struct done other;
+
+    (void)state;
+    rig(&r, true, 8, TIMEOUT);
+    r.source.hold = OP(READ);
+    copy_rig_write(&r, 0, 2 * CLUSTER, &both);
+    copy_rig_write(&r, 4 * CLUSTER, 5 * CLUSTER, &other);
+    assert_int_equal(r.source.waiting_count, 3);
+    end(&r, &r.source, 1, -EIO); /* the copy of cluster 1; `both` waits for that of 0 */
+    done_assert(&both, -EIO);
+    ASSERT_PENDING(&other);
+    assert_int_equal(script_count(&r.source, BLKREPL_OP_READ), 3);
+    end(&r, &r.source, 0, 0);
+    end(&r, &r.source, 0, 0);
+    done_assert(&other, 0);
     copy_rig_close(&r);
 }
 
@@ -491,7 +533,9 @@ int main(void)
         cmocka_unit_test(tap_time_starts_anew_when_a_copy_has_ended_for_the_guest),
         cmocka_unit_test(tap_time_of_a_starved_guest_runs_on),
         cmocka_unit_test(tap_without_a_timeout_waits_for_ever),
+        cmocka_unit_test(tap_with_a_timeout_beyond_time_waits_for_ever),
         cmocka_unit_test(tap_timer_is_off_when_nobody_waits),
+        cmocka_unit_test(tap_fails_a_guest_that_waits_for_another_copy_as_well),
         cmocka_unit_test(tap_fails_every_guest_that_waits_for_a_copy_that_failed),
     };
 

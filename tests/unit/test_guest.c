@@ -757,35 +757,6 @@ static void guest_slots_that_are_all_in_use_announce_room(void **state)
     bench_close(&b);
 }
 
-static void guest_error_of_a_tap_reaches_the_guests_that_wait_for_a_range_only(void **state)
-{
-    struct bench b;
-    struct range copy = {.kind = RANGE_COPY};
-    static struct guest other; /* for what lies around a ready that is no guest's */
-    struct done done;
-
-    (void)state;
-    bench_open(&b);
-    blkrepl__range_add(ranges(&b), &copy, 0, 4096);
-    copy.given = true;
-    range_wait(&copy, &other.ready);
-    write_at(&b, 0, 512, &done);
-    blkrepl__guest_fail_waiters(&copy, -ENOSPC);
-    assert_int_equal(guest_at(&b, 0)->tap_error, -ENOSPC);
-    assert_int_equal(other.tap_error, 0);
-    list_remove(&other.ready.link);
-    attach(&b);
-    b.tap.error = -ENOSPC;
-    b.tap.answer = TAP_FAIL;
-    blkrepl__enter(b.rig.ctx);
-    blkrepl__range_end(ranges(&b), &copy);
-    blkrepl__leave(b.rig.ctx, 0);
-    rig_poll(&b.rig);
-    done_assert(&done, -ENOSPC);
-    detach(&b);
-    bench_close(&b);
-}
-
 static void guest_counts_keep_the_image_and_its_writes(void **state)
 {
     struct bench b;
@@ -834,7 +805,6 @@ int main(void)
         cmocka_unit_test(guest_that_waits_for_a_write_goes_on_when_it_is_cancelled),
         cmocka_unit_test(guest_token_is_an_id_that_goes_stale),
         cmocka_unit_test(guest_slots_that_are_all_in_use_announce_room),
-        cmocka_unit_test(guest_error_of_a_tap_reaches_the_guests_that_wait_for_a_range_only),
         cmocka_unit_test(guest_counts_keep_the_image_and_its_writes),
     };
 
