@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* jobs.c - backups: their options, their verbs, and what is known of them. */
+/* backup.c - backups: their options and their verbs. */
 #include "sim.h"
 
 #include <errno.h>
@@ -23,9 +23,10 @@ static void backup_release(void *user)
     EXPECT(!backup->created || backup->freed, "backup %llu released before its handle was",
            number(backup));
     backup->release_count++;
+    inside(INSIDE_JOB_RELEASE);
 }
 
-static blkrepl_job_info query(struct backup *backup)
+blkrepl_job_info backup_query(struct backup *backup)
 {
     blkrepl_job_info info = {.struct_size = sizeof info};
     int answer = blkrepl_job_query(backup->job, &info);
@@ -37,8 +38,15 @@ static blkrepl_job_info query(struct backup *backup)
 
 /* ---- Start ------------------------------------------------------------------ */
 
+static uint64_t draw_speed(void)
+{
+    return rng_chance(90) ? rng_between(5000, 5000000) : rng_chance(50) ? 1 : UINT64_MAX;
+}
+
 static void draw_options(struct backup *backup)
 {
+    static const char *const names[] = {"a", "b", "backup-3",
+                                        "one that is rather long, but not too"};
     blkrepl_backup_options *o = &backup->options;
     uint64_t cluster = rng_chance(65) ? 4096 : UINT64_C(4096) << rng_below(5);
 
@@ -47,10 +55,12 @@ static void draw_options(struct backup *backup)
     o->flags = rng_chance(40) ? BLKREPL_BACKUP_DETECT_ZEROES : 0;
     o->cluster_bytes = rng_chance(8) ? 0 : cluster;
     o->chunk_bytes_max = rng_chance(30) ? 0 : cluster * rng_between(1, 8);
+    o->chunk_bytes_max = rng_chance(3) ? rng_between(1, cluster) : o->chunk_bytes_max;
+    o->name = rng_chance(30) ? names[rng_below(4)] : NULL;
     o->reserve_bytes = rng_chance(2) ? 0 : cluster * rng_between(1, rng_chance(50) ? 2 : 40);
     o->workers_max = rng_chance(30) ? 0 : (uint32_t)rng_between(1, 8);
     o->on_cbw_error = (uint32_t)rng_below(3);
-    o->speed_bytes_per_sec = rng_chance(20) ? rng_between(5000, 5000000) : 0;
+    o->speed_bytes_per_sec = rng_chance(20) ? draw_speed() : 0;
     if (rng_chance(40)) {
         o->cbw_timeout_ns = rng_chance(30) ? BLKREPL_FOREVER : rng_between(1, 5 * SECOND_NS);
     }
@@ -67,91 +77,135 @@ static void draw_options(struct backup *backup)
     }
 }
 
-static bool target_in_use(const struct backup *but, const struct disk *target)
+/* Has another job this name? */
+static enum hold name_hold(const struct backup *but)
 {
-    for (uint32_t i = 0; i < sim.backup_count; i++) {
+    const char *name = but->options.name;
+    enum hold hold = HOLD_NONE;
+
+    for (uint32_t i = 0; name != NULL && i < sim.backup_count; i++) {
         const struct backup *b = &sim.backups[i];
 
-        if (b != but && b->target == target &&
-            (b->calling || (b->created && (b->freed ? b->release_count == 0 : !b->done)))) {
-            return true;
+        bool known = b->job_name[0] != '\0';
+
+        if (b == but || (known && strcmp(b->job_name, name) != 0)) {
+            continue;
+        }
+        if (known && !b->freed) {
+            return HOLD_SURE;
+        }
+        if (b->calling || (b->created && !b->done && b->release_count == 0)) {
+            hold = HOLD_MAYBE;
         }
     }
-    return false;
+    return hold;
 }
 
-static void check_alone(const struct backup *but)
+enum hold backup_hold(const struct disk *target)
 {
+    enum hold hold = HOLD_NONE;
+
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         struct backup *b = &sim.backups[i];
 
-        EXPECT(b == but || b->target != but->target || b->job == NULL ||
-                   query(b).state == BLKREPL_JOB_CONCLUDED,
-               "two jobs have one target");
+        if (b->target != target) {
+            continue;
+        }
+        if (b->created && !b->freed) {
+            if (backup_query(b).state != BLKREPL_JOB_CONCLUDED) {
+                return HOLD_SURE;
+            }
+        } else if (b->calling || (b->freed && !b->done && b->release_count == 0)) {
+            hold = HOLD_MAYBE;
+        }
     }
+    return hold;
+}
+
+static int make(struct backup *backup, bool start)
+{
+    bool may_allocate = sim.may_allocate;
+    bool failed = sim.alloc_failed;
+    int answer;
+
+    sim.may_allocate = true;
+    sim.alloc_failed = false;
+    backup->calling = true;
+    backup->speed_bytes_per_sec = backup->options.speed_bytes_per_sec;
+    inside_calls(start ? CALL_BACKUP_START : CALL_CREATE);
+    answer = (start ? blkrepl_backup_start : blkrepl_backup_create)(
+        backup->source->image, backup->target->image, &backup->options, &backup->job);
+    backup->calling = false;
+    backup->alloc_failed = sim.alloc_failed;
+    sim.may_allocate = may_allocate;
+    sim.alloc_failed = sim.alloc_failed || failed;
+    EVENT("backup %n of disk %n to disk %n, started %n: %r", number(backup), backup->source->index,
+          backup->target->index, start, NEGATED(answer));
+    return answer;
+}
+
+/* Of two jobs the later one has the larger id. */
+static void learn_id(struct backup *backup)
+{
+    blkrepl_job_info info = backup_query(backup);
+
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        EXPECT(&sim.backups[i] == backup || sim.backups[i].job_id != info.id, "id %llu twice",
+               (ull)info.id);
+    }
+    backup->job_id = info.id;
+    memcpy(backup->job_name, info.name, sizeof backup->job_name);
 }
 
 static int create(struct backup *backup, bool start)
 {
-    bool may_allocate = sim.may_allocate;
     bool idle = sim.depth == 0 && sim.reenter_depth == 0 &&
                 backup->source->in_flight < backup->source->info.queue_depth;
+    enum hold target = backup_hold(backup->target);
+    enum hold guest = guest_hold(backup->target);
+    enum hold name = name_hold(backup);
     uint32_t requests = sim.request_count;
     int answer;
 
     if (start) {
         oracle_backup_start(backup);
     }
-    sim.may_allocate = true;
-    sim.alloc_failed = false;
-    backup->calling = true;
-    answer = (start ? blkrepl_backup_start : blkrepl_backup_create)(
-        backup->source->image, backup->target->image, &backup->options, &backup->job);
-    sim.may_allocate = may_allocate;
-    backup->calling = false;
-    EVENT("backup %n of disk %n to disk %n, started %n: %r", number(backup), backup->source->index,
-          backup->target->index, start, (ull)-answer);
+    answer = make(backup, start);
     if (answer == 0) {
+        EXPECT(target != HOLD_SURE && guest != HOLD_SURE, "two write to one target");
+        EXPECT(name != HOLD_SURE, "two jobs have one name");
         backup->created = true;
         if (backup->job != NULL) { /* not freed by a call from inside this one */
-            backup->job_id = query(backup).id;
+            learn_id(backup);
         }
-        check_alone(backup);
         if (start) {
             oracle_backup_started(backup, requests, idle);
+            backup->state_changes++;
         }
         return 0;
     }
     backup->started = false;
     EXPECT(backup->job == NULL && backup->release_count == 1, "a failed create: %u releases",
            backup->release_count);
+    EXPECT(
+        (answer == -ENOMEM && (sim.options.context.job_requests_max > 0 ||
+                               sim.options.context.memory_bytes_max > 0 || backup->alloc_failed)) ||
+            (answer == -ESHUTDOWN && sim.shutdown) ||
+            (answer == -EBUSY && (target != HOLD_NONE || guest != HOLD_NONE)) ||
+            (answer == -EEXIST && name != HOLD_NONE),
+        "create of backup %llu answered %d: %s", number(backup), answer, blkrepl_error_message());
     return answer;
 }
 
-static void check_refusal(const struct backup *backup, int answer)
-{
-    const struct sim_options *o = &sim.options;
-    bool small = o->context.job_requests_max > 0 || o->context.memory_bytes_max > 0;
-
-    EXPECT((answer == -ENOMEM && (small || sim.alloc_failed)) ||
-               (answer == -ESHUTDOWN && sim.shutdown) ||
-               (answer == -EBUSY && target_in_use(backup, backup->target)),
-           "create of backup %llu answered %d: %s", number(backup), answer,
-           blkrepl_error_message());
-}
-
-static void backup_watch(void);
-
 /* Create a backup, and mostly start it. */
-static void backup_act(void)
+static void backup_do(bool start)
 {
     struct disk *source = &sim.disks[rng_below(sim.options.sources)];
     struct disk *target = &sim.disks[rng_between(sim.options.sources, sim.options.disks - 1)];
-    bool start = rng_chance(70);
     struct backup *backup;
     int answer;
 
-    backup_watch(); /* who is done with the target is compared before it changes */
+    oracle_job_watch(); /* who is done with the target is compared before it changes */
     if (sim.backup_count == sim.options.backups || source->image == NULL || target->image == NULL) {
         return;
     }
@@ -163,15 +217,16 @@ static void backup_act(void)
     for (int tries = 0; tries < 8; tries++) {
         backup->release_count = 0;
         answer = create(backup, start);
-        if (answer == 0) {
-            return;
-        }
-        check_refusal(backup, answer);
-        if (answer != -ENOMEM || !sim.alloc_failed || source->image == NULL ||
+        if (answer != -ENOMEM || !backup->alloc_failed || source->image == NULL ||
             target->image == NULL) {
             return;
         }
     }
+}
+
+static void backup_act(void)
+{
+    backup_do(rng_chance(70));
 }
 
 static int job_start(struct backup *backup)
@@ -188,6 +243,7 @@ static int job_start(struct backup *backup)
     answer = blkrepl_job_start(backup->job);
     oracle_backup_started(backup, requests, idle);
     backup->started = answer == 0;
+    backup->state_changes += answer == 0;
     return answer;
 }
 
@@ -219,14 +275,14 @@ static bool verb_legal(enum verb verb, const blkrepl_job_info *info)
     return false;
 }
 
-static int verb_call(struct backup *backup, enum verb verb)
+static int verb_call(struct backup *backup, enum verb verb, uint64_t speed)
 {
+    inside_calls((enum call)(CALL_START + (uint32_t)verb));
     switch (verb) {
     case VERB_START: return job_start(backup);
     case VERB_PAUSE: return blkrepl_job_pause(backup->job);
     case VERB_RESUME: return blkrepl_job_resume(backup->job);
-    case VERB_SPEED:
-        return blkrepl_job_set_speed(backup->job, rng_chance(50) ? 0 : rng_between(5000, 5000000));
+    case VERB_SPEED: return blkrepl_job_set_speed(backup->job, speed);
     case VERB_CANCEL:
         backup->cancel_asked = true;
         return blkrepl_job_cancel(backup->job, rng_chance(50) ? BLKREPL_CANCEL_FORCE : 0);
@@ -235,22 +291,40 @@ static int verb_call(struct backup *backup, enum verb verb)
     return 0;
 }
 
+/* What it should have changed. */
+static void verb_done(struct backup *backup, enum verb verb, uint64_t speed, bool cancelling)
+{
+    if (verb == VERB_SPEED) {
+        backup->speed_bytes_per_sec = speed;
+    } else if ((verb == VERB_PAUSE || verb == VERB_RESUME) && !cancelling) {
+        backup->paused = verb == VERB_PAUSE;
+        backup->state_changes++;
+    }
+}
+
 /* The state may change inside the call, so either of two answers may be right. */
 static void verb_do(struct backup *backup, enum verb verb)
 {
     uint64_t reentries = sim.counts.reentries;
-    blkrepl_job_info before = query(backup);
+    blkrepl_job_info before = backup_query(backup);
     bool was_asked = backup->cancel_asked;
+    uint64_t speed = rng_chance(50) ? 0 : draw_speed();
     blkrepl_job_info after;
     bool legal;
     int answer;
 
     EVENT("backup %n: %v, in state %s, flags %n", number(backup), verb, before.state, before.flags);
-    answer = verb_call(backup, verb);
+    backup->verbs++;
+    answer = verb_call(backup, verb, speed);
+    backup->verbs--;
     if (sim.counts.reentries != reentries || backup->job == NULL) {
-        return; /* calls from inside this one have changed what is right */
+        backup->unsure = true; /* calls from inside this one have changed what is right */
+        return;
     }
-    after = query(backup);
+    if (answer == 0) {
+        verb_done(backup, verb, speed, (before.flags & BLKREPL_JOB_FLAG_CANCELLING) != 0);
+    }
+    after = backup_query(backup);
     if (verb == VERB_CANCEL && answer != 0) {
         backup->cancel_asked = was_asked;
     }
@@ -275,13 +349,14 @@ static void backup_drop(struct backup *backup)
     blkrepl_job *job = backup->job;
 
     EVENT("backup %n: its handle is freed", number(backup));
-    backup->paused = (query(backup).flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
+    backup->paused = (backup_query(backup).flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
     if (backup->job == NULL) { /* freed by a call from inside the query */
         return;
     }
     backup->job = NULL;
     backup->freed = true;
     sim.counts.backups_dropped += !backup->done;
+    inside_calls(CALL_FREE);
     blkrepl_job_free(job);
 }
 
@@ -306,95 +381,32 @@ static void verb_act(void)
     }
 }
 
-/* ---- What is known of a job --------------------------------------------------- */
-
-static void check_concluded(struct backup *backup, const blkrepl_job_info *info)
+/* For the matrix: one call about a job that the host has. */
+void backup_call(enum call call)
 {
-    bool timed_out = info->error == -ETIMEDOUT && backup->options.cbw_timeout_ns != BLKREPL_FOREVER;
-    bool answered = info->error_side == BLKREPL_SIDE_SOURCE
-                        ? disk_has_answered(backup->source, info->error)
-                        : disk_has_answered(backup->target, info->error);
-    uint64_t timeout = backup->options.cbw_timeout_ns;
+    struct backup *backup = NULL;
 
-    timeout = timeout == 0 ? 30 * SECOND_NS : timeout;
-    EXPECT(info->requests_in_flight == 0, "concluded with %u requests", info->requests_in_flight);
-    switch (info->result) {
-    case BLKREPL_RESULT_DONE:
-        EXPECT(info->error == 0 && backup->started, "done with error %d", info->error);
-        EXPECT(info->bytes_done == info->bytes_total && info->bytes_total == backup->source->bytes,
-               "done with %llu of %llu bytes", (ull)info->bytes_done, (ull)info->bytes_total);
-        if (!backup->checked) {
-            oracle_backup_done(backup);
-        }
-        break;
-    case BLKREPL_RESULT_FAILED:
-        EXPECT(info->error < 0 && info->error != -ECANCELED && info->message[0] != '\0',
-               "failed with error %d \"%s\"", info->error, info->message);
-        EXPECT(info->error_side == BLKREPL_SIDE_SOURCE || info->error_side == BLKREPL_SIDE_TARGET,
-               "failed with %d on side %u", info->error, info->error_side);
-        EXPECT(answered || (timed_out && (sim.options.clock_jumps ||
-                                          sim.last_now_ns - backup->start_ns >= timeout)),
-               "failed with %d, side %u, which no disk answered: %s", info->error, info->error_side,
-               info->message);
-        break;
-    case BLKREPL_RESULT_CANCELLED:
-        EXPECT(info->error == -ECANCELED && (backup->cancel_asked || sim.shutdown),
-               "cancelled with error %d, asked %d", info->error, backup->cancel_asked);
-        break;
-    default: sim_fail("concluded with result %u", info->result);
-    }
-}
-
-/* Look at every job: progress tells the truth. */
-static void backup_watch(void)
-{
-    for (uint32_t i = 0; i < sim.backup_count; i++) {
-        struct backup *b = &sim.backups[i];
-        uint64_t least = b->bytes_done;
-        blkrepl_job_info info;
-
-        if (b->job == NULL || b->starting) {
-            continue;
-        }
-        info = query(b);
-        EXPECT(info.bytes_done >= least && info.bytes_done <= info.bytes_total,
-               "backup %u: %llu of %llu bytes done, were %llu", i, (ull)info.bytes_done,
-               (ull)info.bytes_total, (ull)least);
-        EXPECT(info.bytes_done == 0 || info.bytes_done <= b->saved_bytes,
-               "backup %u: %llu bytes done, %llu are on the target", i, (ull)info.bytes_done,
-               (ull)b->saved_bytes);
-        b->bytes_done = info.bytes_done > b->bytes_done ? info.bytes_done : b->bytes_done;
-        if (info.state == BLKREPL_JOB_CONCLUDED) {
-            check_concluded(b, &info);
-        } else {
-            EXPECT(info.result == 0 && !b->done, "backup %u: a result before the end", i);
-        }
-        EXPECT(info.bytes_total == 0 || info.bytes_done < info.bytes_total ||
-                   info.result == BLKREPL_RESULT_DONE,
-               "backup %u: all bytes done, result %u", i, info.result);
-    }
-}
-
-void backup_event(const blkrepl_event *event)
-{
-    struct backup *b = event->user;
-    blkrepl_job_info info;
-
-    EXPECT(b != NULL && !b->freed && event->object_id == b->job_id, "an event of no known job");
-    EXPECT(!b->done, "an event of backup %llu after JOB_DONE", number(b));
-    if (event->type != BLKREPL_EVENT_JOB_DONE) {
+    if (call == CALL_CREATE || call == CALL_BACKUP_START) {
+        backup_do(call == CALL_BACKUP_START);
         return;
     }
-    b->result = event->error;
-    info = query(b);
-    EXPECT(info.state == BLKREPL_JOB_CONCLUDED && event->count == 1, "JOB_DONE in state %u",
-           info.state);
-    EXPECT(event->error == info.error, "JOB_DONE says %d, query %d", event->error, info.error);
-    check_concluded(b, &info);
-    b->done = true;
-    sim.counts.backups_done += info.result == BLKREPL_RESULT_DONE;
-    sim.counts.backups_failed += info.result == BLKREPL_RESULT_FAILED;
-    sim.counts.backups_cancelled += info.result == BLKREPL_RESULT_CANCELLED;
+    for (uint32_t tries = 0; tries < 3 && sim.backup_count > 0 && backup == NULL; tries++) {
+        backup = &sim.backups[rng_below(sim.backup_count)];
+        backup = backup->job != NULL && backup->created && !backup->starting ? backup : NULL;
+    }
+    if (backup == NULL) {
+        return;
+    }
+    if (call == CALL_JOB_QUERY) {
+        inside_calls(CALL_JOB_QUERY);
+        backup_query(backup);
+    } else if (sim_without(FAULT_VERBS)) {
+        return;
+    } else if (call == CALL_FREE) {
+        backup_drop(backup);
+    } else {
+        verb_do(backup, (enum verb)(call - CALL_START));
+    }
 }
 
 /* Is there nothing left to wait for?  A job that was paused and whose handle was
@@ -419,18 +431,16 @@ void backup_check_cancelled(void)
         sim_poll();
     }
     for (uint32_t i = 0; i < sim.backup_count; i++) {
-        const struct backup *b = &sim.backups[i];
-
-        bool latest = true;
+        struct backup *b = &sim.backups[i];
+        bool winds_up = b->started && b->cancel_asked && b->job != NULL && !b->done &&
+                        backup_query(b).state != BLKREPL_JOB_CONCLUDED;
 
         for (uint32_t n = i + 1; n < sim.backup_count; n++) {
-            latest &= sim.backups[n].target != b->target || !sim.backups[n].started;
+            winds_up &= sim.backups[n].target != b->target || !sim.backups[n].started;
         }
-        for (uint32_t n = 0; latest && b->started && b->cancel_asked && b->job != NULL &&
-                             !b->done && b->target->has_cancel && n < b->target->in_flight;
-             n++) {
-            EXPECT(b->target->queue[n].told, "backup %u: id %llu was not cancelled", i,
-                   (ull)b->target->queue[n].id);
+        for (uint32_t n = 0; winds_up && b->target->has_cancel && n < b->target->in_flight; n++) {
+            EXPECT(b->target->queue[n].told || !is_write(b->target->queue[n].op),
+                   "backup %u: id %llu was not cancelled", i, (ull)b->target->queue[n].id);
         }
     }
 }
@@ -445,7 +455,7 @@ void backup_guest_needs(bool *clock, bool *target)
         bool wide =
             b->source->info.cluster_bytes > cluster || b->target->info.cluster_bytes > cluster;
 
-        if (!b->created || b->release_count > 0) {
+        if (!b->created || b->release_count > 0 || b->cancel_asked || b->done) {
             continue;
         }
         *clock |= o->on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS || wide ||
@@ -472,11 +482,12 @@ static void backup_resume(void)
         struct backup *b = &sim.backups[i];
         bool live = b->job != NULL && b->started && !b->done;
 
-        if (live) {
-            blkrepl_job_resume(b->job);
+        if (live && (backup_query(b).flags & BLKREPL_JOB_FLAG_PAUSED) != 0) {
+            verb_do(b, VERB_RESUME);
         }
         if (live && rng_chance(50)) {
             blkrepl_job_set_speed(b->job, 0);
+            b->unsure = true;
         }
     }
 }
@@ -521,7 +532,7 @@ static void backup_list(void)
 }
 
 const struct part backup_part = {.draw = backup_draw,
-                                 .watch = backup_watch,
+                                 .watch = oracle_job_watch,
                                  .resume = backup_resume,
                                  .unfinished = backup_unfinished,
                                  .close = backup_close,

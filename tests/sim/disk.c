@@ -16,139 +16,22 @@
 
 typedef unsigned long long ull;
 
-static uint8_t media[DISKS_MAX][DISK_BYTES_MAX];
-
-static uint32_t draw_limit(uint32_t percent, uint64_t low, uint64_t high)
+bool disk_is_source(const struct disk *disk)
 {
-    return rng_chance(percent) ? (uint32_t)rng_between(low, high) : 0;
+    return disk->index < sim.options.sources;
 }
 
-static void draw_info(struct disk *disk)
+bool disk_refuses_zeroes(const struct disk *disk)
 {
-    static const uint32_t requests[] = {1, 1, 1, 512, 4096};
-    static const uint32_t memory[] = {1, 1, 16, 512};
-    blkrepl_backend_info *info = &disk->info;
-    uint32_t align = requests[rng_below(5)];
-
-    info->bytes = disk->bytes;
-    info->request_alignment = rng_chance(30) && align == 1 ? 0 : align;
-    info->memory_alignment = memory[rng_below(4)];
-    info->queue_depth = (uint32_t)rng_between(1, rng_chance(30) ? 3 : QUEUE_MAX);
-    info->iov_count_max = draw_limit(30, 1, 6);
-    info->transfer_bytes_max = draw_limit(30, 1, 8) * (uint64_t)4096;
-    info->zeroes_bytes_max = draw_limit(30, 1, 8) * (uint64_t)4096;
-    info->cluster_bytes = rng_chance(15) ? 1u << rng_between(9, 15) : 0;
-    info->opcodes = OPCODE(BLKREPL_OP_READ) | OPCODE(BLKREPL_OP_WRITE);
-    for (uint32_t op = BLKREPL_OP_ZEROES; op <= BLKREPL_OP_STATUS; op++) {
-        info->opcodes |= rng_chance(65) ? OPCODE(op) : 0;
-    }
-    info->flags = rng_chance(40) ? BLKREPL_BACKEND_FUA : 0;
-    if (disk->read_only) {
-        info->flags |= BLKREPL_BACKEND_READ_ONLY;
-        info->opcodes &= ~OPCODE(BLKREPL_OP_WRITE);
-    }
-}
-
-/* Take out of what was drawn what the plan wants left out. */
-static void apply_plan(struct disk *disk)
-{
-    blkrepl_backend_info *info = &disk->info;
-
-    disk->error_permille *= !sim_without(FAULT_ERRORS);
-    disk->tear_percent *= !sim_without(FAULT_TORN);
-    disk->hang_percent *= !sim_without(FAULT_HANGS);
-    disk->inline_percent *= !sim_without(FAULT_INLINE);
-    if (sim_without(FAULT_ORDER)) {
-        disk->order = ORDER_FIFO;
-    }
-    if (sim_without(FAULT_LIMITS)) {
-        *info = (blkrepl_backend_info){.bytes = info->bytes,
-                                       .request_alignment = 1,
-                                       .memory_alignment = 1,
-                                       .queue_depth = QUEUE_MAX,
-                                       .opcodes = info->opcodes,
-                                       .flags = info->flags};
-        disk->status_unit = 512;
-    }
-    if (sim_without(FAULT_OPCODES)) {
-        info->opcodes = disk->read_only ? 0x7e & ~OPCODE(BLKREPL_OP_WRITE) : 0x7e;
-    }
-    if (sim_without(FAULT_DISCARDS)) {
-        disk->discard_mode = 0;
-    }
-}
-
-/* A disk with some content: a pattern with runs of zeroes in it. */
-static void disk_draw_one(struct disk *disk, uint32_t index, uint64_t bytes)
-{
-    bool source = index < sim.options.sources;
-
-    disk->index = index;
-    disk->bytes = bytes;
-    disk->medium = media[index];
-    disk->read_only = source && rng_chance(3);
-    draw_info(disk);
-    disk->order = (enum order)rng_below(ORDER_COUNT);
-    disk->inline_percent = rng_chance(30) ? (uint32_t)rng_between(10, 100) : 0;
-    if (rng_chance(30)) {
-        disk->error_permille = (uint32_t)rng_between(5, 150);
-        disk->errors_left = rng_chance(50) ? 1 : 1000;
-        disk->sticky = rng_chance(15);
-    }
-    disk->hang_percent = rng_chance(12) ? (uint32_t)rng_between(1, 100) : 0;
-    disk->tear_percent = rng_chance(60) ? (uint32_t)rng_between(10, 80) : 0;
-    disk->discard_mode = (uint32_t)rng_below(3);
-    disk->status_unit = rng_chance(20) ? (uint32_t)rng_between(1, 5000) : 512;
-    disk->has_cancel = rng_chance(70);
-    apply_plan(disk);
-    pattern_fill(disk->medium, source ? 0 : 254, 0, bytes);
-    for (uint64_t i = rng_below(4); source && bytes > 0 && i > 0; i--) {
-        uint64_t from = rng_below(bytes);
-        uint64_t run = rng_below(20000);
-
-        memset(disk->medium + from, 0, run < bytes - from ? run : bytes - from);
-    }
-}
-
-static uint64_t draw_size(void)
-{
-    uint32_t kind = (uint32_t)rng_below(20);
-
-    if (kind == 0) {
-        return rng_chance(30) ? 0 : rng_below(4096);
-    }
-    if (kind < 12) {
-        return rng_below(2) * rng_below(4096) + 4096 * rng_below(9);
-    }
-    return kind < 19 || rng_chance(80) ? rng_below(24 * 4096) : rng_below(DISK_BYTES_MAX - 65536);
-}
-
-static void progress_act(void)
-{
-    disk_progress(&sim.disks[rng_below(sim.options.disks)]);
-}
-
-static void disk_part_draw(void)
-{
-    uint64_t largest = 0;
-
-    sim_actor((uint32_t)rng_between(2, 40), false, progress_act);
-    for (uint32_t i = 0; i < sim.options.disks; i++) {
-        uint64_t bytes = draw_size();
-
-        if (i < sim.options.sources) {
-            largest = bytes > largest ? bytes : largest;
-        } else {
-            bytes = largest + (rng_chance(50) ? rng_below(20000) : 0);
-        }
-        memset(&sim.disks[i], 0, offsetof(struct disk, volatile_writes));
-        disk_draw_one(&sim.disks[i], i, bytes);
-    }
+    return disk->refuses_zeroes || (disk->info.opcodes & OPCODE(BLKREPL_OP_ZEROES)) == 0;
 }
 
 bool disk_has_answered(const struct disk *disk, int code)
 {
-    return code < 0 && code > -192 && (disk->error_codes[-code / 64] >> (-code % 64) & 1) != 0;
+    if (code <= -192) {
+        return (disk->odd_codes >> contract_code_number(code) & 1) != 0;
+    }
+    return code < 0 && (disk->error_codes[-code / 64] >> (-code % 64) & 1) != 0;
 }
 
 uint8_t disk_discard_byte(const struct disk *disk, uint64_t position)
@@ -180,21 +63,33 @@ static void iov_copy(const blkrepl_io *io, uint64_t skip, uint64_t bytes, uint8_
     }
 }
 
-/* Put what `op` writes on the medium: from the guest's pattern, or zeroes. */
-void disk_land(struct disk *disk, uint32_t op, uint64_t offset, uint64_t bytes,
-               const struct request *from)
+static void discard(const struct disk *disk, uint64_t offset, uint64_t bytes, uint8_t *out)
 {
+    if (disk->discard_mode == 1) {
+        memset(out, 0, bytes);
+    } else {
+        pattern_fill(out, 253, offset, bytes);
+    }
+}
+
+/* The host of a bracket writes a part of it by its own means. */
+void disk_host_writes(struct disk *disk, const struct request *from, uint64_t skip, uint64_t bytes)
+{
+    uint64_t offset = from->offset + skip;
     uint8_t *out = disk->medium + offset;
 
-    if (op == BLKREPL_OP_WRITE && from->tag != 0) {
-        pattern_fill(out, from->tag, offset, bytes);
-    } else if (op == BLKREPL_OP_WRITE || op == BLKREPL_OP_ZEROES) {
-        memset(out, 0, bytes);
-    } else if (op == BLKREPL_OP_DISCARD && disk->discard_mode != 0) {
-        for (uint64_t i = 0; i < bytes; i++) {
-            out[i] = disk_discard_byte(disk, offset + i);
-        }
+    if (sim.dead || !is_write(from->op) ||
+        (from->op == BLKREPL_OP_DISCARD && disk->discard_mode == 0)) {
+        return;
     }
+    if (from->op == BLKREPL_OP_DISCARD) {
+        discard(disk, offset, bytes, out);
+    } else if (from->op == BLKREPL_OP_WRITE && from->tag != 0) {
+        pattern_fill(out, from->tag, offset, bytes);
+    } else {
+        memset(out, 0, bytes);
+    }
+    power_wrote(disk, offset, bytes, (from->flags & BLKREPL_IO_FUA) != 0);
 }
 
 /* What the request would put on the medium. */
@@ -207,19 +102,26 @@ void disk_payload(const struct disk *disk, const struct disk_request *request, u
     } else if (disk->discard_mode == 0) {
         memcpy(out, disk->medium + request->offset, request->bytes);
     } else {
-        for (uint64_t i = 0; i < request->bytes; i++) {
-            out[i] = disk_discard_byte(disk, request->offset + i);
-        }
+        discard(disk, request->offset, request->bytes, out);
     }
 }
 
-static void land(struct disk *disk, const struct disk_request *r, uint64_t skip, uint64_t bytes)
+static void land(struct disk *disk, const struct disk_request *r, uint64_t skip, uint64_t bytes,
+                 bool fua)
 {
-    if (r->op == BLKREPL_OP_WRITE) {
-        iov_copy(r->io, skip, bytes, disk->medium + r->offset + skip);
-    } else {
-        disk_land(disk, r->op, r->offset + skip, bytes, NULL);
+    uint8_t *out = disk->medium + r->offset + skip;
+
+    if (sim.dead || (r->op == BLKREPL_OP_DISCARD && disk->discard_mode == 0)) {
+        return;
     }
+    if (r->op == BLKREPL_OP_WRITE) {
+        iov_copy(r->io, skip, bytes, out);
+    } else if (r->op == BLKREPL_OP_ZEROES) {
+        memset(out, 0, bytes);
+    } else {
+        discard(disk, r->offset + skip, bytes, out);
+    }
+    power_wrote(disk, r->offset + skip, bytes, fua);
 }
 
 static void sample(struct disk *disk, struct disk_request *r, uint64_t bytes)
@@ -238,7 +140,7 @@ static void tear(struct disk *disk, struct disk_request *r)
     if (r->op == BLKREPL_OP_READ) {
         sample(disk, r, rng_below(r->bytes - r->copied + 1));
     } else if (is_write(r->op)) {
-        land(disk, r, at, part);
+        land(disk, r, at, part, false);
         sim.counts.torn++;
     }
 }
@@ -277,8 +179,13 @@ static uint32_t fill_status(struct disk *disk, const struct disk_request *r)
 
 static int error_of(const struct disk *disk, uint32_t op)
 {
-    bool source = disk->index < sim.options.sources;
+    static const int odd[] = {-EAGAIN, -ETIMEDOUT, -EBUSY,     -ENOMEM, -EINVAL,
+                              -EROFS,  -EEXIST,    -ESHUTDOWN, -ENOENT};
+    bool source = disk_is_source(disk);
 
+    if (disk->odd_errors && rng_chance(60)) {
+        return odd[rng_below(9)];
+    }
     if (op == BLKREPL_OP_WRITE || op == BLKREPL_OP_ZEROES) {
         return !source ? -EREMOTEIO : rng_chance(50) ? -EIO : -ENOSPC;
     }
@@ -292,6 +199,13 @@ static int draw_result(struct disk *disk, const struct disk_request *r)
 {
     bool hit;
 
+    if (sim.dead) {
+        return error_of(disk, r->op);
+    }
+    if (disk->refuses_zeroes &&
+        (r->op == BLKREPL_OP_ZEROES || (r->op == BLKREPL_OP_DISCARD && rng_chance(30)))) {
+        return -ENOTSUP;
+    }
     if (disk->healed || disk->error_permille == 0) {
         return 0;
     }
@@ -302,53 +216,73 @@ static int draw_result(struct disk *disk, const struct disk_request *r)
     disk->failing = disk->failing || disk->sticky;
     disk->errors_left -= disk->errors_left > 0;
     sim.counts.errors++;
-    return error_of(disk, r->op);
+    return contract_code(error_of(disk, r->op));
 }
 
-static void note_volatile(struct disk *disk, const struct disk_request *r)
+/* Is that no more than a polite no? */
+static bool is_refusal(const struct disk_request *r, int result)
 {
-    uint32_t kept = 0;
+    return result == -ENOTSUP && (r->op == BLKREPL_OP_ZEROES || r->op == BLKREPL_OP_DISCARD);
+}
 
-    if ((disk->info.opcodes & OPCODE(BLKREPL_OP_FLUSH)) == 0) {
+static void note_failure(struct disk *disk, const struct disk_request *r, int result)
+{
+    if (disk->failure_count < FAILURES_MAX) {
+        disk->failures[disk->failure_count] =
+            (struct failure){.op = r->op, .code = result, .offset = r->offset, .bytes = r->bytes};
+    }
+    disk->failure_count++;
+    if (is_refusal(r, result)) {
+        disk->failed_others++;
         return;
     }
-    if (r->op == BLKREPL_OP_FLUSH) {
-        for (uint32_t i = 0; i < disk->volatile_count; i++) {
-            if (disk->volatile_writes[i].seq > r->seq) {
-                disk->volatile_writes[kept++] = disk->volatile_writes[i];
-            }
-        }
-        disk->volatile_count = kept;
-    } else if ((r->op == BLKREPL_OP_WRITE || r->op == BLKREPL_OP_ZEROES) &&
-               (r->flags & BLKREPL_IO_FUA) == 0 && disk->volatile_count < 2048) {
-        disk->volatile_writes[disk->volatile_count++] =
-            (struct volatile_write){.seq = sim.seq, .owner = r->owner_sure ? r->owner : -1};
+    if (r->op == BLKREPL_OP_READ) {
+        disk->failed_reads++;
+    } else if ((r->op == BLKREPL_OP_WRITE || r->op == BLKREPL_OP_ZEROES) && result != -ECANCELED) {
+        disk->failed_writes++;
+    } else {
+        disk->failed_others++;
+    }
+    if (result <= -192) {
+        disk->odd_codes |= UINT32_C(1) << contract_code_number(result);
+    } else {
+        disk->error_codes[-result / 64] |= UINT64_C(1) << (-result % 64);
     }
 }
 
+/* Carry it out; if it fails, nothing, a part or all of it happens. */
 static void perform(struct disk *disk, struct disk_request *r, int result)
 {
     uint32_t extents = 0;
 
-    if (result == 0 && r->op == BLKREPL_OP_READ) {
+    if (is_refusal(r, result)) {
+        note_failure(disk, r, result);
+        return;
+    }
+    if (result != 0) {
+        if (is_write(r->op) && rng_chance(60)) {
+            tear(disk, r);
+        } else if (is_write(r->op) && rng_chance(50)) {
+            land(disk, r, 0, r->bytes, false);
+        } else if (r->op == BLKREPL_OP_READ && r->io->iov_count > 0) {
+            memset(r->io->iov[0].base, 0xbb, r->io->iov[0].len);
+        } else if (r->op == BLKREPL_OP_FLUSH) {
+            power_flush_failed(disk);
+        }
+        note_failure(disk, r, result);
+        return;
+    }
+    if (r->op == BLKREPL_OP_READ) {
         sample(disk, r, r->bytes - r->copied);
-    } else if (result == 0 && is_write(r->op)) {
-        land(disk, r, 0, r->bytes);
-    } else if (result == 0 && r->op == BLKREPL_OP_STATUS) {
+    } else if (is_write(r->op)) {
+        land(disk, r, 0, r->bytes, (r->flags & BLKREPL_IO_FUA) != 0);
+    } else if (r->op == BLKREPL_OP_FLUSH) {
+        power_flushed(disk, r->seq);
+    } else if (!contract_status(disk, r)) {
         extents = fill_status(disk, r);
-    } else if (result != 0 && is_write(r->op) && rng_chance(60)) {
-        tear(disk, r);
-    } else if (result != 0 && is_write(r->op) && rng_chance(50)) {
-        land(disk, r, 0, r->bytes);
-    } else if (result != 0 && r->op == BLKREPL_OP_READ && r->io->iov_count > 0) {
-        memset(r->io->iov[0].base, 0xbb, r->io->iov[0].len);
+        contract_flags(r->io->extents, extents);
     }
-    if (result == 0) {
-        oracle_backup_disk_done(disk, r, r->io->extents, extents);
-        note_volatile(disk, r);
-    } else {
-        disk->error_codes[-result / 64] |= UINT64_C(1) << (-result % 64);
-    }
+    oracle_backup_disk_done(disk, r, r->io->extents, extents);
 }
 
 static void complete(struct disk *disk, uint32_t at, int result)
@@ -358,25 +292,18 @@ static void complete(struct disk *disk, uint32_t at, int result)
 
     memmove(disk->queue + at, disk->queue + at + 1,
             (--disk->in_flight - at) * sizeof disk->queue[0]);
-    EVENT("disk %n completes id %n, %o at %n: %r", disk->index, r.id, r.op, r.offset, (ull)-result);
+    EVENT("disk %n completes id %n, %o at %n: %r", disk->index, r.id, r.op, r.offset,
+          NEGATED(result));
     perform(disk, &r, result);
-    if (rng_chance(sim.options.misuse_percent)) {
-        sim.counts.misuses++;
-        answer = blkrepl_io_complete(sim.ctx, r.id, 1);
-        EXPECT(answer == -EINVAL, "io_complete with a positive result answered %d", answer);
-    }
+    inside_calls(CALL_COMPLETE);
     answer = blkrepl_io_complete(sim.ctx, r.id, result);
     EXPECT(answer == 0, "io_complete answered %d for id %llu", answer, (ull)r.id);
-    if (rng_chance(sim.options.misuse_percent)) {
-        sim.counts.misuses++;
-        answer = blkrepl_io_complete(sim.ctx, r.id, 0);
-        EXPECT(answer == -ENOENT, "a second io_complete answered %d", answer);
-    }
+    contract_completed(r.id);
 }
 
 static bool may_complete(const struct disk *disk, uint32_t at)
 {
-    return disk->healed || !disk->queue[at].hung;
+    return disk->healed || sim.dead || !disk->queue[at].hung;
 }
 
 /* The queue is in the order of submission. */
@@ -452,76 +379,6 @@ static int backend_get_info(void *user, blkrepl_backend_info *info)
     return 0;
 }
 
-static void check_iov(const struct disk *disk, const blkrepl_io *io)
-{
-    uint64_t align = disk->info.memory_alignment;
-    uint32_t limit = disk->info.iov_count_max == 0 ? 1024 : disk->info.iov_count_max;
-    bool at_end = io->offset + io->bytes == disk->bytes;
-    uint64_t sum = 0;
-
-    EXPECT(io->iov_count > 0 && io->iov_count <= limit, "%u iovecs", io->iov_count);
-    for (uint32_t i = 0; i < io->iov_count; i++) {
-        bool last = i + 1 == io->iov_count;
-
-        EXPECT((uintptr_t)io->iov[i].base % align == 0, "iovec %u: address not aligned", i);
-        EXPECT(io->iov[i].len % align == 0 || (last && at_end), "iovec %u: length %zu", i,
-               io->iov[i].len);
-        sum += io->iov[i].len;
-    }
-    EXPECT(sum == io->bytes, "iovecs of %llu bytes together, not %llu", (ull)sum, (ull)io->bytes);
-}
-
-static void check_limits(const struct disk *disk, const blkrepl_io *io)
-{
-    uint64_t align = disk->info.request_alignment == 0 ? 1 : disk->info.request_alignment;
-    uint64_t end = io->offset + io->bytes;
-    uint64_t limit = disk->info.transfer_bytes_max;
-
-    EXPECT((disk->info.opcodes & OPCODE(io->opcode)) != 0, "opcode %u not declared", io->opcode);
-    EXPECT((io->flags & BLKREPL_IO_FUA) == 0 ||
-               ((disk->info.flags & BLKREPL_BACKEND_FUA) != 0 &&
-                (io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES)),
-           "FUA not declared, or with opcode %u", io->opcode);
-    if (io->opcode == BLKREPL_OP_FLUSH) {
-        return;
-    }
-    EXPECT(io->bytes > 0 && io->offset < disk->bytes && io->bytes <= disk->bytes - io->offset,
-           "range %llu+%llu outside of the disk", (ull)io->offset, (ull)io->bytes);
-    EXPECT(io->offset % align == 0 && (end % align == 0 || end == disk->bytes),
-           "range %llu+%llu not aligned to %llu", (ull)io->offset, (ull)io->bytes, (ull)align);
-    if (io->opcode == BLKREPL_OP_READ || io->opcode == BLKREPL_OP_WRITE) {
-        check_iov(disk, io);
-    } else if (io->opcode == BLKREPL_OP_STATUS) {
-        EXPECT(io->extents != NULL && io->extents_max > 0, "STATUS without extents");
-        return;
-    } else {
-        limit = disk->info.zeroes_bytes_max;
-    }
-    EXPECT(limit == 0 || io->bytes <= limit, "opcode %u of %llu bytes, limit %llu", io->opcode,
-           (ull)io->bytes, (ull)limit);
-}
-
-static void check_overlap(const struct disk *disk, const blkrepl_io *io)
-{
-    for (uint32_t i = 0; i < disk->in_flight; i++) {
-        const struct disk_request *r = &disk->queue[i];
-
-        EXPECT(r->id != io->id, "id %llu twice in flight", (ull)io->id);
-        EXPECT(!is_write(io->opcode) || !is_write(r->op) ||
-                   !overlaps(r->offset, r->bytes, io->offset, io->bytes),
-               "write %llu+%llu overlaps id %llu in flight", (ull)io->offset, (ull)io->bytes,
-               (ull)r->id);
-    }
-    for (uint32_t i = 0; is_write(io->opcode) && i < sim.active_count; i++) {
-        const struct request *r = &sim.requests[sim.active[i]];
-
-        EXPECT(r->disk != disk || r->state != REQUEST_GO || !is_write(r->op) ||
-                   !overlaps(r->offset, r->bytes, io->offset, io->bytes),
-               "write %llu+%llu overlaps a bracket that got its GO", (ull)io->offset,
-               (ull)io->bytes);
-    }
-}
-
 static void accept_io(struct disk *disk, blkrepl_io *io)
 {
     struct disk_request *r = &disk->queue[disk->in_flight];
@@ -531,10 +388,7 @@ static void accept_io(struct disk *disk, blkrepl_io *io)
     EXPECT(io->struct_size >= sizeof *io && io->id != 0 && io->lane == 0, "bad io");
     EXPECT(io->host[0] == NULL && io->host[1] == NULL && io->host[2] == NULL && io->host[3] == NULL,
            "host[] is not 0 at submit");
-    EXPECT(disk->in_flight < disk->info.queue_depth, "more than queue_depth %u in flight",
-           disk->info.queue_depth);
-    check_limits(disk, io);
-    check_overlap(disk, io);
+    oracle_backend_submit(disk, io);
     io->host[0] = disk;
     *r = (struct disk_request){
         .io = io, .id = io->id, .seq = sim.seq, .op = io->opcode, .flags = io->flags, .owner = -1};
@@ -564,7 +418,8 @@ static void backend_submit(void *user, uint32_t lane, blkrepl_io *const *ios, ui
             complete(disk, at, draw_result(disk, &disk->queue[at]));
         }
     }
-    sim_reenter();
+    contract_inside();
+    inside(INSIDE_SUBMIT);
 }
 
 static void backend_cancel(void *user, uint64_t id)
@@ -585,7 +440,8 @@ static void backend_cancel(void *user, uint64_t id)
         }
         break;
     }
-    sim_reenter();
+    contract_inside();
+    inside(INSIDE_CANCEL);
 }
 
 static void backend_close(void *user)
@@ -597,7 +453,8 @@ static void backend_close(void *user)
     EXPECT(disk->in_flight == 0, "close with %u in flight", disk->in_flight);
     EXPECT(disk->image == NULL, "close with the handle open");
     disk->closed = true;
-    sim_reenter();
+    contract_inside();
+    inside(INSIDE_CLOSE);
 }
 
 static void image_release(void *user)
@@ -607,6 +464,7 @@ static void image_release(void *user)
     EXPECT(!disk->released, "image user released twice");
     EXPECT(disk->image == NULL, "image user released with the handle open");
     disk->released = true;
+    inside(INSIDE_IMAGE_RELEASE);
 }
 
 /* Open the image over the disk; when memory fails, again without that. */
@@ -652,11 +510,89 @@ void disk_close_handle(struct disk *disk)
 
     EVENT("the handle of image %n is closed", disk->index);
     disk->image = NULL;
+    inside_calls(CALL_CLOSE);
     blkrepl_image_close(image);
 }
 
+static uint32_t pending_on(const struct disk *disk)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < sim.active_count; i++) {
+        count += sim.requests[sim.active[i]].disk == disk;
+    }
+    return count;
+}
+
+static void disk_query(struct disk *disk)
+{
+    blkrepl_image_info info = {.struct_size = sizeof info};
+    uint32_t pending = pending_on(disk);
+    uint64_t seq = sim.seq;
+    int answer;
+
+    if (disk->image == NULL) {
+        return;
+    }
+    inside_calls(CALL_IMAGE_QUERY);
+    answer = blkrepl_image_query(disk->image, &info);
+    EXPECT(answer == 0 && info.bytes == disk->bytes && info.user == disk &&
+               info.request_alignment == disk->align &&
+               ((info.flags & BLKREPL_IMAGE_READ_ONLY) != 0) == disk->read_only,
+           "image_query answered %d", answer);
+    EXPECT(sim.seq != seq || info.requests_in_flight <= pending,
+           "image %u has %u requests, %u are pending", disk->index, info.requests_in_flight,
+           pending);
+    EXPECT(
+        sim.seq != seq || sim.depth + sim.reenter_depth > 0 || info.requests_in_flight == pending,
+        "image %u has %u requests, %u are pending", disk->index, info.requests_in_flight, pending);
+}
+
+static void query_act(void)
+{
+    disk_query(&sim.disks[rng_below(sim.options.disks)]);
+}
+
+/* For the matrix: one call about a disk. */
+void disk_call(enum call call)
+{
+    struct disk *disk = &sim.disks[rng_below(sim.options.disks)];
+
+    if (call == CALL_COMPLETE) {
+        disk_progress(disk);
+    } else if (call == CALL_IMAGE_QUERY) {
+        disk_query(disk);
+    } else if (disk->image != NULL && !sim_without(FAULT_CLOSE)) {
+        disk_close_handle(disk);
+    }
+}
+
+static void progress_act(void)
+{
+    disk_progress(&sim.disks[rng_below(sim.options.disks)]);
+}
+
+static void disk_part_draw(void)
+{
+    sim_actor((uint32_t)rng_between(2, 40), false, progress_act);
+    sim_actor(1, false, query_act);
+    disk_draw();
+}
+
+/* The first time, or again, on what has survived. */
 static void disk_part_open(void)
 {
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        struct disk *disk = &sim.disks[i];
+
+        disk->opened = false;
+        disk->closed = false;
+        disk->released = false;
+        disk->healed = false;
+        disk->failure_count = 0;
+        memset(disk->error_codes, 0, sizeof disk->error_codes);
+        power_open(disk);
+    }
     for (uint32_t i = 0; i < sim.options.disks; i++) {
         disk_open(&sim.disks[i]);
     }
@@ -688,26 +624,9 @@ static void disk_part_end(void)
     }
 }
 
-static void disk_part_list(void)
-{
-    for (uint32_t i = 0; i < sim.options.disks; i++) {
-        const struct disk *d = &sim.disks[i];
-        const blkrepl_backend_info *n = &d->info;
-
-        printf("disk %u: %" PRIu64 " bytes, align %u/%u, depth %u, iov %u, transfer %" PRIu64
-               ", zeroes %" PRIu64 ", cluster %u, opcodes %x, flags %x, order %d, inline %u%%, "
-               "errors %u/1000%s, hang %u%%, tear %u%%, discard %u, status unit %u, cancel %d\n",
-               i, d->bytes, n->request_alignment, n->memory_alignment, n->queue_depth,
-               n->iov_count_max, n->transfer_bytes_max, n->zeroes_bytes_max, n->cluster_bytes,
-               n->opcodes, n->flags, (int)d->order, d->inline_percent, d->error_permille,
-               d->sticky ? " sticky" : "", d->hang_percent, d->tear_percent, d->discard_mode,
-               d->status_unit, d->has_cancel);
-    }
-}
-
 const struct part disk_part = {.draw = disk_part_draw,
                                .open = disk_part_open,
                                .move = disk_part_move,
                                .close = disk_part_close,
                                .end = disk_part_end,
-                               .list = disk_part_list};
+                               .list = disk_list};

@@ -2,8 +2,8 @@
 /* event.c - the event log, its hash, and what happens when a promise is broken.
  *
  * The formats of events know %n (a number), %o (an opcode), %r (a result, given
- * as its positive errno), %v (a verb), %s (a state of a job), %e (an event) and
- * %k (the kind of an object). */
+ * as its positive errno), %v (a verb), %s (a state of a job), %e (an event), %k
+ * (the kind of an object) and %i (code of the host that was called). */
 #include "sim.h"
 
 #include <errno.h>
@@ -35,6 +35,8 @@ static void print_result(unsigned long long code)
                  {EINVAL, "EINVAL"},
                  {ENOMEM, "ENOMEM"},
                  {EROFS, "EROFS"},
+                 {EEXIST, "EEXIST"},
+                 {ENOENT, "ENOENT"},
                  {ENOTSUP, "ENOTSUP"},
                  {ESHUTDOWN, "ESHUTDOWN"},
                  {ECANCELED, "ECANCELED"},
@@ -72,6 +74,7 @@ static void print_argument(char kind, unsigned long long value)
     case 'v': printf("%s", name_of(verbs, sizeof verbs / sizeof verbs[0], value)); return;
     case 's': printf("%s", name_of(states, sizeof states / sizeof states[0], value)); return;
     case 'r': print_result(value); return;
+    case 'i': printf("%s", inside_name(value)); return;
     case 'e': print_event(value); return;
     case 'k': printf("%s", value == BLKREPL_OBJECT_JOB ? "job" : "lane"); return;
     default: printf("%llu", value); return;

@@ -37,6 +37,20 @@ uint8_t request_byte(const struct request *request, uint64_t position)
     return 0;
 }
 
+/* All that a write puts on the medium. */
+void request_fill(const struct request *request, uint8_t *out)
+{
+    if (request->op == BLKREPL_OP_WRITE && request->tag != 0) {
+        pattern_fill(out, request->tag, request->offset, request->bytes);
+    } else if (request->op != BLKREPL_OP_DISCARD) {
+        memset(out, 0, request->bytes);
+    } else {
+        for (uint64_t i = 0; i < request->bytes; i++) {
+            out[i] = request_byte(request, request->offset + i);
+        }
+    }
+}
+
 /* ---- The life of a request -------------------------------------------------- */
 
 static struct request *request_new(struct disk *disk, uint32_t op)
@@ -89,9 +103,9 @@ static void callback_enter(const char *what)
     sim.callback_depth++;
 }
 
-static void callback_leave(void)
+static void callback_leave(enum inside where)
 {
-    sim_reenter();
+    inside(where);
     sim.callback_depth--;
 }
 
@@ -122,7 +136,7 @@ static void request_fn(void *user, int result)
     struct request *r = user;
     int index = (int)(r - sim.requests);
 
-    EVENT("request %n is done: %r", (ull)index, (ull)-result);
+    EVENT("request %n is done: %r", (ull)index, NEGATED(result));
     callback_enter("a completion");
     EXPECT(r->accepted && r->state == REQUEST_PENDING && r->fn_count == 0 && r->release_count == 0,
            "a wrong completion of request %d", index);
@@ -140,7 +154,7 @@ static void request_fn(void *user, int result)
     if (r->buffer != NULL) {
         memset(r->buffer, 0xee, r->bytes);
     }
-    callback_leave();
+    callback_leave(INSIDE_DONE);
 }
 
 static void request_release(void *user)
@@ -152,6 +166,43 @@ static void request_release(void *user)
     EXPECT(!r->accepted || r->fn_count == 1, "request %d released before its callback",
            (int)(r - sim.requests));
     r->release_count++;
+    inside(INSIDE_RELEASE);
+}
+
+/* The call is about to be made. */
+static void request_called(struct request *r)
+{
+    r->accept_seq = sim.seq;
+    if (!is_write(r->op)) {
+        return;
+    }
+    if (disk_is_source(r->disk)) {
+        oracle_backup_touch(r);
+    } else {
+        oracle_job_watch(); /* who is done with the target is compared before it changes */
+        r->hold = backup_hold(r->disk);
+        r->overwrites = r->hold != HOLD_SURE ? oracle_backup_overwrite(r->disk) : 0;
+    }
+}
+
+static void check_refusal(const struct request *r, int answer, uint32_t before_count)
+{
+    bool write = is_write(r->op);
+    int index = (int)(r - sim.requests);
+
+    if (answer == -EAGAIN) {
+        before_count = before_count > r->others ? before_count : r->others;
+        EXPECT(before_count + sim.callback_depth >= sim.options.context.requests_max,
+               "request %d: -EAGAIN with %u of %u", index, before_count,
+               sim.options.context.requests_max);
+        sim.room_expected = true;
+        return;
+    }
+    sim.counts.busy += answer == -EBUSY;
+    EXPECT((answer == -ESHUTDOWN && sim.shutdown) ||
+               (answer == -EROFS && write && r->disk->read_only) ||
+               (answer == -EBUSY && write && r->hold != HOLD_NONE),
+           "request %d answered %d: %s", index, answer, blkrepl_error_message());
 }
 
 /* The call has answered. */
@@ -167,6 +218,7 @@ static void request_answered(struct request *r, int answer)
     if (answer >= 0) {
         EXPECT(!sim.shutdown, "request %d accepted after shutdown", index);
         EXPECT(!write || !r->disk->read_only, "write %d accepted by a read-only image", index);
+        EXPECT(r->hold != HOLD_SURE, "write %d accepted by the target of a job", index);
         EXPECT(sim.depth + sim.reenter_depth > 0 || before < sim.options.context.requests_max,
                "more than requests_max accepted");
         r->accepted = true;
@@ -178,24 +230,8 @@ static void request_answered(struct request *r, int answer)
     EXPECT(r->fn_count == 0 && r->release_count == (r->no_release ? 0 : 1),
            "request %d was refused: %u callbacks, %u releases", index, r->fn_count,
            r->release_count);
-    if (answer == -EAGAIN) {
-        before = before > r->others ? before : r->others;
-        EXPECT(before + sim.callback_depth >= sim.options.context.requests_max,
-               "request %d: -EAGAIN with %u of %u", index, before,
-               sim.options.context.requests_max);
-        sim.room_expected = true;
-    } else if (r->bracket && answer != -ESHUTDOWN && answer != -EROFS) {
-        bool policy = false;
-
-        for (uint32_t i = 0; i < sim.backup_count; i++) {
-            policy |= sim.backups[i].options.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS;
-        }
-        EXPECT(policy, "bracket %d answered %d: %s", index, answer, blkrepl_error_message());
-    } else {
-        EXPECT((answer == -ESHUTDOWN && sim.shutdown) ||
-                   (answer == -EROFS && write && r->disk->read_only),
-               "request %d answered %d: %s", index, answer, blkrepl_error_message());
-    }
+    oracle_backup_overwrite_not(r->overwrites);
+    check_refusal(r, answer, before);
     request_over(r, answer);
 }
 
@@ -263,6 +299,7 @@ static int through_call(struct request *r, const blkrepl_completion *done)
     blkrepl_image *image = r->disk->image;
     uint32_t count = 0;
 
+    inside_calls((enum call)(r->op - BLKREPL_OP_READ + CALL_READ));
     switch (r->op) {
     case BLKREPL_OP_READ:
         count = cut_iov(r);
@@ -296,7 +333,7 @@ static void through(struct disk *disk, uint32_t op)
         return;
     }
     EVENT("request %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
-    r->accept_seq = sim.seq;
+    request_called(r);
     request_answered(r, through_call(r, &done));
 }
 
@@ -307,7 +344,7 @@ static void bracket_go(void *user, int result)
     struct request *r = user;
     int index = (int)(r - sim.requests);
 
-    EVENT("bracket %n: go, %r", (ull)index, (ull)-result);
+    EVENT("bracket %n: go, %r", (ull)index, NEGATED(result));
     callback_enter("a go");
     EXPECT(r->accepted && r->state == REQUEST_PENDING && r->fn_count == 0 && r->release_count == 0,
            "a wrong go of bracket %d", index);
@@ -322,7 +359,7 @@ static void bracket_go(void *user, int result)
                result);
         oracle_guest_done(r);
     }
-    callback_leave();
+    callback_leave(INSIDE_GO);
 }
 
 static void beside(struct disk *disk, uint32_t op)
@@ -341,10 +378,16 @@ static void beside(struct disk *disk, uint32_t op)
         r->bytes = (r->bytes + disk->align - 1) / disk->align * disk->align;
         r->bytes = r->bytes < disk->bytes - r->offset ? r->bytes : disk->bytes - r->offset;
     }
+    if (op == BLKREPL_OP_WRITE || op == BLKREPL_OP_ZEROES) {
+        r->flags = rng_chance(15) ? BLKREPL_IO_FUA : 0;
+        r->flags |= op == BLKREPL_OP_ZEROES && rng_chance(30) ? BLKREPL_IO_MAY_UNMAP : 0;
+    }
+    what.flags = r->flags;
     what.offset = r->offset;
     what.bytes = r->bytes;
     EVENT("bracket %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
-    r->accept_seq = sim.seq;
+    request_called(r);
+    inside_calls(CALL_BEGIN);
     answer = blkrepl_write_begin(disk->image, &what, &go, &r->token);
     EXPECT((r->token == 0) == (answer < 0), "begin answered %d with token %llu", answer,
            (ull)r->token);
@@ -357,30 +400,58 @@ static void beside(struct disk *disk, uint32_t op)
     }
 }
 
-static void bracket_end(struct request *r)
+static void end_release(void *user)
 {
-    uint64_t token = r->token;
-    int result = rng_chance(8) ? -EIO : 0;
-    int answer;
+    struct request *r = user;
 
-    if (result == 0) {
-        disk_land(r->disk, r->op, r->offset, r->bytes, r);
+    EXPECT(!sim.gone && r->end_releases == 0, "the end of bracket %d is released twice",
+           (int)(r - sim.requests));
+    r->end_releases++;
+    inside(INSIDE_RELEASE);
+}
+
+static void end_fn(void *user, int result)
+{
+    sim_fail("the end of bracket %d is called back with %d",
+             (int)((struct request *)user - sim.requests), result);
+}
+
+/* The host has written, or has failed to. */
+static int bracket_result(struct request *r)
+{
+    if (sim.dead || rng_chance(8)) {
+        return -EIO;
+    }
+    if (r->op == BLKREPL_OP_FLUSH) {
+        power_flushed(r->disk, r->accept_seq);
+    } else if (r->bytes > 0) {
+        disk_host_writes(r->disk, r, 0, r->bytes);
         r->wrote = true;
     }
-    EVENT("bracket %n ends: %r", (ull)(r - sim.requests), (ull)-result);
-    if (rng_chance(sim.options.misuse_percent)) {
-        sim.counts.misuses++;
-        answer = blkrepl_write_end(sim.ctx, token, 7, NULL, 0, NULL);
-        EXPECT(answer == -EINVAL, "write_end with a byte count answered %d", answer);
-    }
+    return 0;
+}
+
+static void bracket_end(struct request *r)
+{
+    blkrepl_completion done = {.fn = end_fn, .user = r, .release = end_release};
+    blkrepl_iovec data = {.base = sim.arena, .len = r->bytes < ARENA_BYTES ? r->bytes : 0};
+    uint64_t token = r->token;
+    bool full = rng_chance(30);
+    int result = bracket_result(r);
+    int answer;
+
+    EVENT("bracket %n ends: %r", (ull)(r - sim.requests), NEGATED(result));
     request_over(r, result);
-    answer = blkrepl_write_end(sim.ctx, token, result, NULL, 0, NULL);
-    EXPECT(answer == 0, "write_end answered %d", answer);
-    if (rng_chance(sim.options.misuse_percent)) {
-        sim.counts.misuses++;
-        answer = blkrepl_write_end(sim.ctx, token, 0, NULL, 0, NULL);
-        EXPECT(answer == -ENOENT, "a second write_end answered %d", answer);
+    if (result == 0 && r->op == BLKREPL_OP_FLUSH) {
+        oracle_flush_done(r);
+    } else if (result == 0) {
+        oracle_guest_done(r);
     }
+    inside_calls(CALL_END);
+    answer =
+        blkrepl_write_end(sim.ctx, token, result, full ? &data : NULL, full, full ? &done : NULL);
+    EXPECT(answer == 0 && r->end_releases == full, "write_end answered %d, %u releases", answer,
+           r->end_releases);
 }
 
 static void bracket_cancel(struct request *r)
@@ -393,6 +464,7 @@ static void bracket_cancel(struct request *r)
     if (!waits) {
         request_over(r, -ECANCELED);
     }
+    inside_calls(CALL_WRITE_CANCEL);
     answer = blkrepl_write_cancel(sim.ctx, r->token);
     if (answer == -ENOENT && waits && sim.callback_depth > 0) {
         r->cancelled = false; /* it has failed; this poll is about to tell */
@@ -402,9 +474,8 @@ static void bracket_cancel(struct request *r)
     EXPECT(answer == (waits ? BLKREPL_WAIT : 0), "write_cancel answered %d, waits: %d", answer,
            waits);
     if (rng_chance(sim.options.misuse_percent)) {
-        sim.counts.misuses++;
-        answer = blkrepl_write_cancel(sim.ctx, r->token);
-        EXPECT(answer == -ENOENT, "a second write_cancel answered %d", answer);
+        wrong_call_begin();
+        wrong_call("a second write_cancel", -ENOENT, blkrepl_write_cancel(sim.ctx, r->token));
     }
 }
 
@@ -442,7 +513,7 @@ static void bracket_act(void)
     } else if (rng_chance(40) && is_write(r->op) && r->bytes > 0) {
         at = rng_below(r->bytes);
         r->wrote = true;
-        disk_land(r->disk, r->op, r->offset + at, rng_below(r->bytes - at) + 1, r);
+        disk_host_writes(r->disk, r, at, rng_below(r->bytes - at) + 1);
     } else {
         bracket_end(r);
     }
@@ -464,23 +535,22 @@ bool guest_bracket_finish(void)
 
 /* ---- What the guest does next ------------------------------------------------ */
 
-static void misuse(struct disk *disk)
+static void guest_do(uint32_t op, bool bracket)
 {
-    blkrepl_completion none = {.fn = request_fn};
-    blkrepl_iovec iov = {.base = sim.arena, .len = 1};
-    uint64_t offset = rng_chance(50) ? disk->bytes : UINT64_MAX - rng_below(3);
-    int answer = blkrepl_image_read(disk->image, 0, offset, &iov, 1, 0, &none);
+    uint32_t targets = sim.options.disks - sim.options.sources;
+    bool target = rng_chance(sim.options.target_percent);
+    uint32_t index = target ? sim.options.sources + (uint32_t)rng_below(targets)
+                            : (uint32_t)rng_below(sim.options.sources);
+    struct disk *disk = &sim.disks[index];
 
-    EXPECT(answer == -EINVAL || (answer == -ESHUTDOWN && sim.shutdown),
-           "a read behind the end answered %d", answer);
-    if (disk->image != NULL) {
-        answer = blkrepl_image_discard(disk->image, 0, 0, UINT64_MAX, 0, &none);
-        EXPECT(answer == -EINVAL || answer == -EROFS || (answer == -ESHUTDOWN && sim.shutdown),
-               "an endless discard answered %d", answer);
+    if (disk->image == NULL || sim.request_count == REQUESTS_MAX) {
+        return;
     }
-    answer = blkrepl_write_end(sim.ctx, rng_next(), 0, NULL, 0, NULL);
-    EXPECT(answer == -ENOENT, "write_end of a made-up token answered %d", answer);
-    sim.counts.misuses++;
+    if (bracket) {
+        beside(disk, op);
+    } else {
+        through(disk, op);
+    }
 }
 
 static void guest_act(void)
@@ -490,21 +560,36 @@ static void guest_act(void)
         BLKREPL_OP_WRITE,  BLKREPL_OP_WRITE,   BLKREPL_OP_WRITE, BLKREPL_OP_WRITE,
         BLKREPL_OP_READ,   BLKREPL_OP_READ,    BLKREPL_OP_READ,  BLKREPL_OP_ZEROES,
         BLKREPL_OP_ZEROES, BLKREPL_OP_DISCARD, BLKREPL_OP_FLUSH, BLKREPL_OP_STATUS};
-    struct disk *disk = &sim.disks[rng_below(sim.options.sources)];
     uint32_t op = ops[rng_below(16)];
 
-    if (disk->image == NULL || sim.request_count == REQUESTS_MAX) {
-        return;
+    guest_do(op, op != BLKREPL_OP_READ && op != BLKREPL_OP_STATUS &&
+                     rng_chance(sim.options.beside_percent));
+}
+
+/* Give up a bracket, or end one; if there is one that allows it. */
+static void bracket_call(enum call call)
+{
+    struct request *r = sim.active_count > 0 ? pick_bracket() : NULL;
+
+    if (r != NULL && call == CALL_END && r->state == REQUEST_GO) {
+        bracket_end(r);
+    } else if (r != NULL && call == CALL_WRITE_CANCEL && !r->cancelled && !r->wrote) {
+        bracket_cancel(r);
     }
-    if (rng_chance(sim.options.misuse_percent)) {
-        misuse(disk); /* which may let the host do anything */
-        return;
-    }
-    if (op != BLKREPL_OP_READ && op != BLKREPL_OP_STATUS &&
-        rng_chance(sim.options.beside_percent)) {
-        beside(disk, op);
-    } else {
-        through(disk, op);
+}
+
+/* For the matrix. */
+void guest_call(enum call call)
+{
+    static const uint32_t ops[] = {BLKREPL_OP_WRITE, BLKREPL_OP_ZEROES, BLKREPL_OP_DISCARD,
+                                   BLKREPL_OP_FLUSH};
+
+    if (call <= CALL_STATUS) {
+        guest_do((uint32_t)call - CALL_READ + BLKREPL_OP_READ, false);
+    } else if (call != CALL_BEGIN) {
+        bracket_call(call);
+    } else if (sim.options.beside_percent > 0) {
+        guest_do(ops[rng_below(4)], true);
     }
 }
 
@@ -516,10 +601,39 @@ static void guest_draw(void)
 
     o->beside_percent = rng_chance(40) ? 0 : (uint32_t)rng_between(1, 100);
     o->long_writes_percent = rng_chance(85) ? 0 : (uint32_t)rng_between(1, 50);
+    o->target_percent = rng_chance(60) ? 0 : (uint32_t)rng_between(1, 30);
     o->beside_percent *= !sim_without(FAULT_BESIDE);
     o->long_writes_percent *= !sim_without(FAULT_LONG);
     sim_actor((uint32_t)rng_between(1, 30), false, guest_act);
     sim_actor(o->beside_percent / 4, false, bracket_act);
+}
+
+bool guest_waits(void)
+{
+    for (uint32_t i = 0; i < sim.active_count; i++) {
+        if (disk_is_source(sim.requests[sim.active[i]].disk)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What has been called back has ended; the rest may have ended, but not an open
+ * bracket. */
+enum hold guest_hold(const struct disk *disk)
+{
+    enum hold hold = HOLD_NONE;
+
+    for (uint32_t i = 0; i < sim.active_count; i++) {
+        const struct request *r = &sim.requests[sim.active[i]];
+
+        if (r->disk == disk && is_write(r->op)) {
+            hold = r->state == REQUEST_GO && r->bytes > 0 ? HOLD_SURE
+                   : hold == HOLD_NONE                    ? HOLD_MAYBE
+                                                          : hold;
+        }
+    }
+    return hold;
 }
 
 static bool guest_unfinished(void)
@@ -547,8 +661,8 @@ static void guest_end(void)
 
 static void guest_list(void)
 {
-    printf("guest: brackets %u%%, long writes %u%%\n", sim.options.beside_percent,
-           sim.options.long_writes_percent);
+    printf("guest: brackets %u%%, long writes %u%%, to targets %u%%\n", sim.options.beside_percent,
+           sim.options.long_writes_percent, sim.options.target_percent);
 }
 
 const struct part guest_part = {.draw = guest_draw,

@@ -103,13 +103,14 @@ static void hook_log(void *user, uint32_t level, const char *line)
     if (sim.trace) {
         printf("        log: %s\n", line);
     }
+    inside(INSIDE_LOG);
 }
 
 static void sink_event(void *user, const blkrepl_event *event)
 {
     EXPECT(user == &sim && !sim.gone && sim.depth > 0, "an event at the wrong time");
     EVENT("event %e of %k %n: %r", event->type, event->object_kind, event->object_id,
-          (ull)-event->error);
+          NEGATED(event->error));
     sim.callbacks++;
     sim.callback_depth++;
     if (event->type == BLKREPL_EVENT_ROOM) {

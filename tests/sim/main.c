@@ -130,6 +130,10 @@ static void summary(double seconds)
            "\n",
            c->requests, c->refused, c->brackets, c->backups_done, c->backups_failed,
            c->backups_cancelled, c->backups_dropped);
+    printf("power: cuts=%" PRIu64 " guarantees=%" PRIu64 " reboots=%" PRIu64
+           " contract: breaches=%" PRIu64 " ghosts=%" PRIu64 " targets: busy=%" PRIu64 "\n",
+           c->cuts, c->survivors, c->reboots, c->breaches, c->ghosts, c->busy);
+    inside_print();
 }
 
 static double seconds_now(void)

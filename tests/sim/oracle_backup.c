@@ -29,6 +29,20 @@ static void must_fail(struct backup *backup, const char *why, uint64_t offset)
     }
 }
 
+/* The unit of its copies. */
+static uint64_t cluster_of(const struct backup *backup)
+{
+    uint64_t cluster = 65536;
+
+    if (backup->options.cluster_bytes != 0) {
+        return backup->options.cluster_bytes;
+    }
+    cluster =
+        backup->source->info.cluster_bytes > cluster ? backup->source->info.cluster_bytes : cluster;
+    return backup->target->info.cluster_bytes > cluster ? backup->target->info.cluster_bytes
+                                                        : cluster;
+}
+
 static bool is_live(const struct backup *backup)
 {
     return backup->started && !backup->done && !backup->cancel_asked && backup->release_count == 0;
@@ -93,6 +107,50 @@ void oracle_backup_given(const struct disk *disk, const struct disk_request *io,
         if (is_live(backup) && backup->source == disk && !backup->starting &&
             (io->owner_sure || !touches_concurrent(backup, io->offset, io->bytes))) {
             given_to(backup, io->owner, payload, io->offset, io->bytes);
+        }
+    }
+}
+
+/* ---- What the guest does to a backup ------------------------------------------ */
+
+/* What it touches may be copied for it, and it may have to wait, unless all is on
+ * the target already. */
+static void touch(struct backup *backup, const struct request *r)
+{
+    uint64_t align = r->disk->align;
+    uint64_t cluster = cluster_of(backup);
+    uint64_t size = backup->source->bytes;
+    uint64_t from = r->offset / align * align;
+    uint64_t end = (r->offset + r->bytes + align - 1) / align * align;
+
+    if (r->bytes == 0 || (r->op == BLKREPL_OP_DISCARD && !r->bracket)) {
+        return;
+    }
+    end = end < size ? end : size;
+    from = from / cluster * cluster;
+    end = end % cluster == 0 || end + cluster > size ? end : end + cluster - end % cluster;
+    end = end < size ? end : size;
+    if (backup->options.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS ||
+        memchr(backup->saved + from, 0, end - from) != NULL) {
+        backup->wait_count++;
+    }
+    for (uint64_t at = from; at < end; at += cluster) {
+        if (backup->touched[at / cluster] == 0) {
+            backup->touched[at / cluster] = 1;
+            backup->touched_count++;
+            backup->touched_bytes += size - at < cluster ? size - at : cluster;
+        }
+    }
+}
+
+/* A guest is about to write to a source. */
+void oracle_backup_touch(const struct request *request)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        struct backup *b = &sim.backups[i];
+
+        if (b->source == request->disk && b->started && !b->done && b->release_count == 0) {
+            touch(b, request);
         }
     }
 }
@@ -196,6 +254,9 @@ static void add_concurrent(struct backup *backup, int request, bool inside)
     if (r->disk == backup->source && is_write(r->op) && r->bytes > 0) {
         backup->concurrent[backup->concurrent_count++] = (struct concurrent){
             .request = request, .class = is_given && !inside ? CONCURRENT_GIVEN : CONCURRENT_MAYBE};
+        if (r->state != REQUEST_OVER) {
+            touch(backup, r);
+        }
     }
 }
 
@@ -211,7 +272,14 @@ void oracle_backup_start(struct backup *backup)
     memcpy(backup->start, backup->source->medium, bytes);
     memset(backup->read_after, 0, bytes);
     memset(backup->saved, 0, bytes);
+    memset(backup->touched, 0, sizeof backup->touched);
     backup->saved_bytes = 0;
+    backup->touched_count = 0;
+    backup->touched_bytes = 0;
+    backup->wait_count = 0;
+    backup->failed_reads = backup->source->failed_reads;
+    backup->failed_writes = backup->target->failed_writes;
+    backup->failed_others = backup->target->failed_others;
     backup->concurrent_count = 0;
     /* Also what is over and came after one that is not: it has the last word. */
     for (uint32_t i = sim.active_count > 0 ? (uint32_t)sim.active[0] : sim.request_count;
@@ -255,26 +323,40 @@ static bool counts(const struct concurrent *c, const struct request *r)
            r->op != BLKREPL_OP_DISCARD;
 }
 
-/* Requests are in the order of their acceptance, which is that of their effect. */
-static bool is_allowed(const struct backup *backup, uint64_t at, uint8_t value)
-{
-    bool allowed = value == backup->start[at];
+/* Those that were not over at the start and may be seen in a range. */
+struct nearby {
+    uint32_t count;
+    const struct concurrent *list[REQUESTS_MAX];
+};
 
+static void find_nearby(const struct backup *backup, uint64_t from, uint64_t end,
+                        struct nearby *nearby)
+{
+    nearby->count = 0;
     for (uint32_t i = 0; i < backup->concurrent_count; i++) {
         const struct concurrent *c = &backup->concurrent[i];
         const struct request *r = &sim.requests[c->request];
-        bool over = r->state == REQUEST_OVER;
-        bool same;
 
-        if (c->class == CONCURRENT_AFTER || !request_covers(r, backup->source, at) ||
-            (over && !r->wrote)) {
-            continue;
+        if (c->class != CONCURRENT_AFTER && (r->state != REQUEST_OVER || r->wrote) &&
+            overlaps(r->offset, r->bytes, from, end - from)) {
+            nearby->list[nearby->count++] = c;
         }
-        same = value == request_byte(r, at);
-        if (counts(c, r)) {
-            allowed = same;
-        } else {
-            allowed = allowed || same;
+    }
+}
+
+/* Requests are in the order of their acceptance, which is that of their effect. */
+static bool is_allowed(const struct backup *backup, const struct nearby *nearby, uint64_t at,
+                       uint8_t value)
+{
+    bool allowed = value == backup->start[at];
+
+    for (uint32_t i = 0; i < nearby->count; i++) {
+        const struct request *r = &sim.requests[nearby->list[i]->request];
+
+        if (request_covers(r, backup->source, at)) {
+            bool same = value == request_byte(r, at);
+
+            allowed = counts(nearby->list[i], r) ? same : allowed || same;
         }
     }
     return allowed;
@@ -310,46 +392,120 @@ static void check_whole(const struct backup *backup, const struct concurrent *c)
            new_count);
 }
 
-static void check_byte(const struct backup *backup, uint64_t at)
+static void check_bytes(const struct backup *backup, const uint8_t *data, uint64_t from,
+                        uint64_t end, const char *where)
 {
-    uint8_t value = backup->target->medium[at];
+    static struct nearby nearby;
 
-    EXPECT(is_allowed(backup, at, value),
-           "backup %llu is done, byte %llu of the target is %u, was %u at the start, is %u now",
-           (ull)backup->job_id, (ull)at, value, backup->start[at], backup->source->medium[at]);
+    find_nearby(backup, from, end, &nearby);
+    for (uint64_t at = from; at < end; at++) {
+        uint8_t value = data[at - from];
+
+        EXPECT(
+            is_allowed(backup, &nearby, at, value),
+            "backup %llu is done, byte %llu of the target is %u %s, was %u at the start, is %u now",
+            (ull)backup->job_id, (ull)at, value, where, backup->start[at],
+            backup->source->medium[at]);
+    }
+}
+
+/* These data may be what is on the target: do they keep the promise? */
+void oracle_backup_kept(const struct backup *backup, const uint8_t *data, uint64_t offset,
+                        uint64_t bytes, const char *where)
+{
+    uint64_t size = backup->source->bytes;
+    uint64_t end = offset + bytes < size ? offset + bytes : size;
+
+    for (uint64_t at = offset; at < end; at += 512) {
+        uint64_t part = end - at < 512 ? end - at : 512;
+
+        if (memcmp(backup->start + at, data + (at - offset), part) != 0) {
+            check_bytes(backup, data + (at - offset), at, at + part, where);
+        }
+    }
+    for (uint32_t i = 0; i < backup->concurrent_count; i++) {
+        const struct request *r = &sim.requests[backup->concurrent[i].request];
+        uint64_t r_end = r->offset + r->bytes < end ? r->offset + r->bytes : end;
+        uint64_t from = r->offset > offset ? r->offset : offset;
+
+        if (from < r_end && counts(&backup->concurrent[i], r)) {
+            check_bytes(backup, data + (from - offset), from, r_end, where);
+        }
+    }
+}
+
+/* The target goes to others: a set of backups that this ends, to undo it. */
+uint32_t oracle_backup_overwrite(const struct disk *target)
+{
+    uint32_t set = 0;
+
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        if (sim.backups[i].target == target && !sim.backups[i].overwritten) {
+            sim.backups[i].overwritten = true;
+            set |= UINT32_C(1) << i;
+        }
+    }
+    return set;
+}
+
+void oracle_backup_overwrite_not(uint32_t backups)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        if ((backups >> i & 1) != 0) {
+            sim.backups[i].overwritten = false;
+        }
+    }
+}
+
+/* May a backup that started after `since` have written this to its target? */
+bool oracle_backup_wrote(const struct disk *target, uint64_t position, uint8_t value,
+                         uint64_t since)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        const struct backup *b = &sim.backups[i];
+        uint64_t end;
+
+        if (b->target != target || b->start == NULL || b->start_seq < since) {
+            continue;
+        }
+        end = (b->source->bytes + target->align - 1) / target->align * target->align;
+        if (position < b->source->bytes ? value == b->start[position]
+                                        : value == 0 && position < end) {
+            return true;
+        }
+        for (uint32_t n = 0; n < b->concurrent_count; n++) {
+            const struct request *r = &sim.requests[b->concurrent[n].request];
+
+            if (request_covers(r, b->source, position) && request_byte(r, position) == value) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Is it done, and has nobody else written to its target? */
+bool oracle_backup_is_kept(const struct backup *backup)
+{
+    return backup->checked && !backup->overwritten && backup_of_target(backup->target) == backup;
 }
 
 /* The library says that the backup is done. */
 void oracle_backup_done(struct backup *backup)
 {
-    uint64_t bytes = backup->source->bytes;
-
     backup->checked = true;
-    if (backup_of_target(backup->target) != backup) {
+    if (!oracle_backup_is_kept(backup)) {
         return; /* it has been overwritten by now */
     }
     EXPECT(backup->must_fail == NULL, "backup %llu is done, but at byte %llu %s",
            (ull)backup->job_id, (ull)backup->must_fail_offset, backup->must_fail);
-    for (uint64_t at = 0; at < bytes; at += 512) {
-        uint64_t part = bytes - at < 512 ? bytes - at : 512;
-
-        if (memcmp(backup->start + at, backup->target->medium + at, part) != 0) {
-            for (uint64_t i = at; i < at + part; i++) {
-                check_byte(backup, i);
-            }
-        }
-    }
+    oracle_backup_kept(backup, backup->target->medium, 0, backup->source->bytes, "as it is read");
+    power_check_backup(backup);
     for (uint32_t i = 0; i < backup->concurrent_count; i++) {
-        const struct request *r = &sim.requests[backup->concurrent[i].request];
-
-        for (uint64_t at = r->offset;
-             counts(&backup->concurrent[i], r) && at < r->offset + r->bytes; at++) {
-            check_byte(backup, at);
-        }
         check_whole(backup, &backup->concurrent[i]);
     }
-    EXPECT(backup->target->volatile_count == 0, "backup %llu is done, its target is not durable",
-           (ull)backup->job_id);
-    EXPECT(backup->target->in_flight == 0, "backup %llu is done with requests in flight",
-           (ull)backup->job_id);
+    for (uint32_t i = 0; i < backup->target->in_flight; i++) {
+        EXPECT(!is_write(backup->target->queue[i].op), "backup %llu is done with a write in flight",
+               (ull)backup->job_id);
+    }
 }

@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -19,13 +20,14 @@
 #define RUN_SECONDS_MAX 10
 
 const char *const fault_names[FAULT_COUNT] = {
-    [FAULT_ERRORS] = "errors",   [FAULT_TORN] = "torn",         [FAULT_HANGS] = "hangs",
-    [FAULT_ORDER] = "order",     [FAULT_INLINE] = "inline",     [FAULT_LIMITS] = "limits",
-    [FAULT_OPCODES] = "opcodes", [FAULT_DISCARDS] = "discards", [FAULT_REENTRY] = "reentry",
-    [FAULT_MISUSE] = "misuse",   [FAULT_MEMORY] = "memory",     [FAULT_BOUNDS] = "bounds",
-    [FAULT_JUMPS] = "jumps",     [FAULT_CLOSE] = "close",       [FAULT_SHUTDOWN] = "shutdown",
-    [FAULT_BESIDE] = "beside",   [FAULT_LONG] = "long",         [FAULT_VERBS] = "verbs",
-    [FAULT_TUNING] = "tuning",   [FAULT_STRETCH] = "stretch",
+    [FAULT_ERRORS] = "errors",     [FAULT_TORN] = "torn",         [FAULT_HANGS] = "hangs",
+    [FAULT_ORDER] = "order",       [FAULT_INLINE] = "inline",     [FAULT_LIMITS] = "limits",
+    [FAULT_OPCODES] = "opcodes",   [FAULT_DISCARDS] = "discards", [FAULT_REENTRY] = "reentry",
+    [FAULT_MISUSE] = "misuse",     [FAULT_MEMORY] = "memory",     [FAULT_BOUNDS] = "bounds",
+    [FAULT_JUMPS] = "jumps",       [FAULT_CLOSE] = "close",       [FAULT_SHUTDOWN] = "shutdown",
+    [FAULT_BESIDE] = "beside",     [FAULT_LONG] = "long",         [FAULT_VERBS] = "verbs",
+    [FAULT_TUNING] = "tuning",     [FAULT_STRETCH] = "stretch",   [FAULT_POWER] = "power",
+    [FAULT_CONTRACT] = "contract",
 };
 
 /* How a run has ended; as it goes through the pipe. */

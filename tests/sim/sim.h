@@ -31,6 +31,8 @@
 #define RING 64
 #define ACTORS_MAX 16
 #define STEPS_MAX 512
+#define FAILURES_MAX 32
+#define BLOCKS_MAX (DISK_BYTES_MAX / 4096 + 1)
 #define SITES_MAX 64
 #define SECOND_NS UINT64_C(1000000000)
 
@@ -57,6 +59,8 @@ enum fault {
     FAULT_VERBS,    /* pause, resume, cancel, ...                          */
     FAULT_TUNING,   /* of backups: reserve, workers, timeout, speed        */
     FAULT_STRETCH,  /* hooks in the library                                */
+    FAULT_POWER,    /* power cuts                                          */
+    FAULT_CONTRACT, /* backends that break backend.h                       */
     FAULT_COUNT
 };
 
@@ -79,6 +83,55 @@ enum order {
     ORDER_COUNT
 };
 
+/* Code of the host that the library calls. */
+enum inside {
+    INSIDE_NOTHING,
+    INSIDE_DONE,    /* completion                                      */
+    INSIDE_RELEASE, /* of a completion                                 */
+    INSIDE_GO,      /* of a bracket                                    */
+    INSIDE_EVENT,   /* sink                                            */
+    INSIDE_SUBMIT,
+    INSIDE_CANCEL,
+    INSIDE_CLOSE,
+    INSIDE_IMAGE_RELEASE,
+    INSIDE_JOB_RELEASE,
+    INSIDE_LOG,
+    INSIDE_COUNT
+};
+
+/* What it may call there. */
+enum call {
+    CALL_READ,
+    CALL_WRITE,
+    CALL_ZEROES,
+    CALL_DISCARD,
+    CALL_FLUSH,
+    CALL_STATUS,
+    CALL_BEGIN,
+    CALL_END,
+    CALL_WRITE_CANCEL,
+    CALL_CREATE,
+    CALL_BACKUP_START,
+    CALL_START,
+    CALL_PAUSE,
+    CALL_RESUME,
+    CALL_SPEED,
+    CALL_CANCEL,
+    CALL_FREE,
+    CALL_JOB_QUERY,
+    CALL_OPEN,
+    CALL_CLOSE,
+    CALL_IMAGE_QUERY,
+    CALL_COMPLETE,
+    CALL_POLL,
+    CALL_ARM,
+    CALL_FD,
+    CALL_WAKE,
+    CALL_NOW,
+    CALL_CONTEXT_FREE,
+    CALL_COUNT
+};
+
 /* A request at a disk; what is needed after its io is gone is copied. */
 struct disk_request {
     blkrepl_io *io;
@@ -95,10 +148,12 @@ struct disk_request {
     bool told;       /* cancel was called for it                            */
 };
 
-/* A completed write that no flush has made durable. */
-struct volatile_write {
-    uint64_t seq;
-    int owner;
+/* A request that a disk has answered with an error. */
+struct failure {
+    uint32_t op;
+    int code;
+    uint64_t offset;
+    uint64_t bytes;
 };
 
 struct disk {
@@ -115,6 +170,8 @@ struct disk {
     uint32_t discard_mode; /* 0: unchanged, 1: zero, 2: garbage              */
     uint32_t status_unit;
     bool sticky;
+    bool odd_errors;     /* codes with which the library has plans of its own */
+    bool refuses_zeroes; /* with -ENOTSUP, although they are declared         */
     bool has_cancel;
     bool read_only;
     /* State. */
@@ -127,10 +184,14 @@ struct disk {
     bool healed;
     bool failing;            /* a sticky error has begun                                */
     uint64_t error_codes[3]; /* bit n: -n was answered                       */
+    uint32_t odd_codes;      /* the same of codes that are no errno          */
+    uint32_t failed_reads;
+    uint32_t failed_writes; /* but for the cancelled                          */
+    uint32_t failed_others; /* cancelled ones and flushes                     */
+    uint32_t failure_count;
+    struct failure failures[FAILURES_MAX]; /* the first of them            */
     uint32_t in_flight;
     struct disk_request queue[QUEUE_MAX];
-    uint32_t volatile_count;
-    struct volatile_write volatile_writes[2048];
 };
 
 /* Where a guest request is in its life. */
@@ -138,6 +199,13 @@ enum request_state {
     REQUEST_PENDING, /* in its call, or accepted and not called back         */
     REQUEST_GO,      /* a bracket: the host may write                        */
     REQUEST_OVER
+};
+
+/* Has a job this disk as its target? */
+enum hold {
+    HOLD_NONE,
+    HOLD_MAYBE, /* nobody knows how far it is                                */
+    HOLD_SURE
 };
 
 /* A guest request or a bracket. */
@@ -156,8 +224,11 @@ struct request {
     uint32_t flags;
     uint32_t tag; /* of the pattern; 0: the data are zeroes                  */
     int result;
+    enum hold hold;      /* of a job on its disk, when it was made                 */
+    uint32_t overwrites; /* backups whose target it takes                    */
     uint32_t fn_count;
     uint32_t release_count;
+    uint32_t end_releases;
     uint32_t others; /* that were pending when it was made                    */
     bool accepted;
     bool bracket;
@@ -165,6 +236,7 @@ struct request {
     bool doomed;     /* a cancel came too late: go will tell an error         */
     bool wrote;      /* something of it may have reached the medium          */
     bool wrote_sure; /* something of it has been given to the backend        */
+    bool durable;    /* a flush that has succeeded covers it                  */
     bool no_release;
 };
 
@@ -188,11 +260,25 @@ struct backup {
     uint64_t start_ns;
     uint64_t start_seq;
     uint64_t job_id;
+    char job_name[64];
     uint8_t *start;      /* the medium of the source at the start            */
     uint8_t *read_after; /* byte was read from the source since              */
     uint8_t *saved;      /* byte was written to the target since             */
     uint64_t saved_bytes;
-    uint64_t bytes_done;
+    /* What the guest has done to it since the start. */
+    uint8_t touched[BLOCKS_MAX]; /* by cluster                            */
+    uint64_t touched_count;
+    uint64_t touched_bytes;
+    uint64_t wait_count; /* writes that may have had to wait                  */
+    /* What the host has done to it, and what it was told. */
+    blkrepl_job_info told;
+    uint64_t speed_bytes_per_sec;
+    uint64_t state_changes;
+    uint64_t state_events;
+    uint64_t error_events;
+    uint32_t failed_reads; /* of the disks, at the start                      */
+    uint32_t failed_writes;
+    uint32_t failed_others;
     uint32_t concurrent_count;
     struct concurrent concurrent[REQUESTS_MAX];
     const char *must_fail; /* why it may not end as done                     */
@@ -204,7 +290,11 @@ struct backup {
     bool created;
     bool starting;
     bool started;
-    bool paused; /* when its handle was freed                                */
+    bool paused;
+    uint32_t verbs;    /* calls about it that have not answered                      */
+    bool unsure;       /* verbs inside verbs: who was first?                   */
+    bool alloc_failed; /* in its create                                      */
+    bool overwritten;  /* the target was given to others                      */
     bool cancel_asked;
     bool freed;
     bool done;    /* JOB_DONE was delivered                                     */
@@ -217,8 +307,12 @@ struct sim_options {
     uint32_t disks;
     uint32_t backups;
     uint32_t beside_percent;
+    uint32_t target_percent; /* of the guest's requests                      */
     uint32_t reenter_percent;
     uint32_t misuse_percent;
+    uint32_t contract_percent;
+    uint32_t cuts;
+    bool last_cut_real;
     uint32_t close_percent;
     uint32_t alloc_fail_percent;
     uint32_t long_writes_percent;
@@ -247,6 +341,13 @@ struct counts {
     uint64_t backups_failed;
     uint64_t backups_cancelled;
     uint64_t backups_dropped;
+    uint64_t cuts;
+    uint64_t survivors; /* guarantees that were looked at after a cut          */
+    uint64_t reboots;
+    uint64_t breaches;
+    uint64_t ghosts;
+    uint64_t busy; /* guest writes that a job's target has refused             */
+    uint64_t matrix[INSIDE_COUNT][CALL_COUNT];
 };
 
 /* Something that can be done at random. */
@@ -273,6 +374,9 @@ extern const struct part disk_part;
 extern const struct part guest_part;
 extern const struct part backup_part;
 extern const struct part host_part;
+extern const struct part power_part;
+extern const struct part contract_part;
+extern const struct part misuse_part;
 
 struct event_record {
     const char *format;
@@ -294,18 +398,23 @@ struct sim {
     bool gone;     /* context_free() has returned 0                          */
     bool shutdown; /* context_free() was called                              */
     bool quiet;    /* no new work of any kind                                */
+    bool dead;     /* the power is off: nothing reaches a medium             */
     bool may_allocate;
     bool alloc_failed;
     bool room_expected;
     uint32_t callback_depth;
     uint32_t depth; /* calls of the library we are inside of                 */
     uint32_t reenter_depth;
+    uint32_t backend_depth; /* of them, those of a backend                   */
+    enum inside inside;
     uint32_t callbacks;
     uint32_t pending; /* requests and brackets that have not ended           */
     uint64_t now_ns;
     uint64_t last_now_ns;
+    uint64_t heard_ns; /* from the context                                   */
     int64_t live_blocks;
     uint32_t sink_releases;
+    uint32_t cuts_left;
     uint32_t actor_count;
     struct actor actors[ACTORS_MAX];
     bool stretched;             /* the library is held back somewhere        */
@@ -342,6 +451,8 @@ _Noreturn void sim_fail(const char *format, ...);
 /* Called when a promise is broken, after it was printed; then comes abort(). */
 extern void (*sim_on_failure)(const char *format);
 
+/* A code as events show it. */
+#define NEGATED(code) ((unsigned long long)-(long long)(code))
 #define EVENT(format, ...) event_add(__LINE__, format, (unsigned long long[5]){__VA_ARGS__})
 #define EXPECT(condition, ...)                                                                     \
     do {                                                                                           \
@@ -358,42 +469,97 @@ void sim_run_bytes(const uint8_t *bytes, size_t count);
 void sim_list_options(void);
 bool sim_without(enum fault fault);
 void sim_actor(uint32_t weight, bool outside, void (*act)(void));
-void sim_reenter(void);
+/* One random act; inside: of those that may be done there. */
+void world_act(bool inside);
+/* End the context, and see that nothing is left; begin with a new one. */
+void world_shut_down(void);
+void world_open(void);
 int sim_poll(void);
 
 /* shrink.c: a failing run made small. */
 extern const char *const fault_names[FAULT_COUNT];
 void shrink(const struct sim_plan *plan);
 
+/* disk_draw.c: what the disks of a run are like. */
+void disk_draw(void);
+void disk_list(void);
+
 /* disk.c: the backends. */
 bool disk_progress(struct disk *disk);
 void disk_close_handle(struct disk *disk);
+void disk_call(enum call call);
 void disk_heal(struct disk *disk);
-void disk_land(struct disk *disk, uint32_t op, uint64_t offset, uint64_t bytes,
-               const struct request *from);
+void disk_host_writes(struct disk *disk, const struct request *from, uint64_t skip, uint64_t bytes);
 void disk_payload(const struct disk *disk, const struct disk_request *request, uint8_t *out);
 uint8_t disk_discard_byte(const struct disk *disk, uint64_t position);
 bool disk_has_answered(const struct disk *disk, int code);
+bool disk_is_source(const struct disk *disk);
+bool disk_refuses_zeroes(const struct disk *disk);
+
+/* power.c: caches, and what survives. */
+void power_open(const struct disk *disk);
+void power_wrote(const struct disk *disk, uint64_t offset, uint64_t bytes, bool fua);
+void power_flushed(const struct disk *disk, uint64_t submit_seq);
+void power_flush_failed(const struct disk *disk);
+/* A write, or a backup, is guaranteed: compare it with all that may survive. */
+void power_check_request(const struct request *request);
+void power_check_backup(const struct backup *backup);
+
+/* contract.c: backends that break the contract. */
+int contract_code(int code);
+uint32_t contract_code_number(int code);
+void contract_completed(uint64_t id);
+bool contract_status(struct disk *disk, const struct disk_request *request);
+void contract_flags(blkrepl_extent *extents, uint32_t count);
+void contract_inside(void);
+
+/* misuse.c: a host that calls wrongly. */
+void wrong_call_begin(void);
+void wrong_call(const char *what, int code, int answer);
+
+/* inside.c: calls from inside what the library calls. */
+void inside(enum inside where);
+void sim_reenter(void); /* from inside an event */
+void inside_calls(enum call call);
+void inside_print(void);
+const char *inside_name(unsigned long long number);
 
 /* guest.c: requests and brackets. */
+void guest_call(enum call call);
 bool guest_bracket_finish(void);
+/* Is a request to a source pending? */
+bool guest_waits(void);
+/* Has a write of the guest to this disk not ended? */
+enum hold guest_hold(const struct disk *disk);
 bool request_covers(const struct request *request, const struct disk *disk, uint64_t position);
 uint8_t request_byte(const struct request *request, uint64_t position);
+void request_fill(const struct request *request, uint8_t *out);
 bool is_write(uint32_t op);
 bool overlaps(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes);
 
 /* backup.c: backups and their verbs. */
-void backup_event(const blkrepl_event *event);
+void backup_call(enum call call);
+blkrepl_job_info backup_query(struct backup *backup);
+enum hold backup_hold(const struct disk *target);
 /* May a guest write have to wait for the clock; for a target, for ever? */
 void backup_guest_needs(bool *clock, bool *target);
 void backup_check_cancelled(void);
 
+/* oracle_backend.c: what a backend may rely on. */
+void oracle_backend_submit(const struct disk *disk, const blkrepl_io *io);
+
+/* oracle_job.c: what a job tells of itself. */
+void oracle_job_watch(void);
+void backup_event(const blkrepl_event *event);
+
 /* oracle_guest.c: what a guest may rely on. */
 void oracle_submit(struct disk *disk, struct disk_request *request);
 void oracle_go(struct request *request);
-void oracle_guest_done(const struct request *request);
+void oracle_guest_done(struct request *request);
 void oracle_read_done(const struct request *request, const uint8_t *before);
 void oracle_flush_done(const struct request *request);
+/* May a write that came later have put this there? */
+bool oracle_written_later(const struct request *request, uint64_t position, uint8_t value);
 
 /* oracle_backup.c: what a backup promises. */
 void oracle_backup_start(struct backup *backup);
@@ -407,5 +573,18 @@ void oracle_backup_disk_done(struct disk *disk, const struct disk_request *reque
                              const blkrepl_extent *extents, uint32_t extent_count);
 /* May a write of the guest have ended with this code, by a job's policy? */
 bool oracle_backup_policy(const struct disk *disk, int code);
+/* A guest is about to write to a source. */
+void oracle_backup_touch(const struct request *request);
+/* May a backup that started after `since` have written this to its target? */
+bool oracle_backup_wrote(const struct disk *target, uint64_t position, uint8_t value,
+                         uint64_t since);
+/* The target goes to others: a set of backups that this ends, to undo it. */
+uint32_t oracle_backup_overwrite(const struct disk *target);
+void oracle_backup_overwrite_not(uint32_t backups);
+/* Is it done, and has nobody else written to its target? */
+bool oracle_backup_is_kept(const struct backup *backup);
+/* These data may be what is on the target: do they keep the promise? */
+void oracle_backup_kept(const struct backup *backup, const uint8_t *data, uint64_t offset,
+                        uint64_t bytes, const char *where);
 
 #endif

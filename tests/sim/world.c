@@ -16,7 +16,8 @@ typedef unsigned long long ull;
 struct sim sim;
 void (*sim_on_failure)(const char *format);
 
-static const struct part *const parts[] = {&host_part, &disk_part, &guest_part, &backup_part};
+static const struct part *const parts[] = {&host_part,  &disk_part,     &guest_part, &backup_part,
+                                           &power_part, &contract_part, &misuse_part};
 
 #define PARTS (sizeof parts / sizeof parts[0])
 
@@ -39,7 +40,7 @@ void sim_actor(uint32_t weight, bool outside, void (*act)(void))
         (struct actor){.weight = weight, .outside = outside, .act = act};
 }
 
-static void any_act(bool inside)
+void world_act(bool inside)
 {
     uint32_t total = 0;
     uint64_t draw;
@@ -57,24 +58,6 @@ static void any_act(bool inside)
         }
         draw -= weight;
     }
-}
-
-/* From inside a callback or a backend: call the library again. */
-void sim_reenter(void)
-{
-    if (sim.quiet || sim.reenter_depth > 1 || !rng_chance(sim.options.reenter_percent)) {
-        return;
-    }
-    sim.reenter_depth++;
-    sim.counts.reentries++;
-    EVENT("calls from inside, depth %n", sim.reenter_depth);
-    for (uint64_t i = rng_between(1, 3); i > 0; i--) {
-        any_act(true);
-    }
-    if (rng_chance(5)) {
-        EXPECT(blkrepl_poll(sim.ctx, 0, 0) < 0, "a poll inside a callback");
-    }
-    sim.reenter_depth--;
 }
 
 /* ---- What every part does ------------------------------------------------------ */
@@ -130,7 +113,7 @@ static void phase_safety(void)
             continue;
         }
         chance_stream(i);
-        any_act(false);
+        world_act(false);
         watch();
         EXPECT(blkrepl_context_now(sim.ctx) <= sim.now_ns, "the clock is ahead");
     }
@@ -151,7 +134,7 @@ static void phase_guest_first(void)
     for (uint32_t i = 0; i < sim.options.sources; i++) {
         disk_heal(&sim.disks[i]);
     }
-    while (sim.pending > 0) {
+    while (guest_waits()) {
         bool moved = guest_bracket_finish();
 
         for (uint32_t i = 0; i < sim.options.sources; i++) {
@@ -221,7 +204,7 @@ static bool context_try_free(void)
     sim.depth++;
     answer = blkrepl_context_free(sim.ctx);
     sim.depth--;
-    EVENT("context_free: %r", (ull)-answer);
+    EVENT("context_free: %r", NEGATED(answer));
     EXPECT(answer == 0 || blkrepl_error_message()[0] != '\0', "context_free answered %d", answer);
     return answer == 0;
 }
@@ -256,6 +239,21 @@ static void phase_end(void)
     for (size_t i = 0; i < PARTS; i++) {
         if (parts[i]->end != NULL) {
             parts[i]->end();
+        }
+    }
+}
+
+void world_shut_down(void)
+{
+    phase_free();
+    phase_end();
+}
+
+void world_open(void)
+{
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i]->open != NULL) {
+            parts[i]->open();
         }
     }
 }
@@ -295,11 +293,7 @@ static void draw(void)
     for (size_t i = 0; i < PARTS; i++) {
         parts[i]->draw();
     }
-    for (size_t i = 0; i < PARTS; i++) {
-        if (parts[i]->open != NULL) {
-            parts[i]->open();
-        }
-    }
+    world_open();
 }
 
 void sim_run(const struct sim_plan *plan, bool trace)
@@ -318,8 +312,7 @@ void sim_run(const struct sim_plan *plan, bool trace)
         phase_liveness();
         close_handles(100);
     }
-    phase_free();
-    phase_end();
+    world_shut_down();
     sim.counts.seeds++;
     sim.counts.events += sim.seq;
 }

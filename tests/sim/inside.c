@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: MIT */
+/* inside.c - calls of the library from inside what it calls.
+ *
+ * Every callback, release and function of a backend may call everything; a poll
+ * and the freeing of the context are refused there.  Half of the calls are drawn
+ * as outside, half evenly, so that each kind of call is made from inside each kind
+ * of code: the matrix counts them.  All cells are possible. */
+#include "sim.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+static const char *const inside_names[INSIDE_COUNT] = {
+    [INSIDE_NOTHING] = "nothing",
+    [INSIDE_DONE] = "completion",
+    [INSIDE_RELEASE] = "release",
+    [INSIDE_GO] = "go",
+    [INSIDE_EVENT] = "event",
+    [INSIDE_SUBMIT] = "submit",
+    [INSIDE_CANCEL] = "cancel",
+    [INSIDE_CLOSE] = "close",
+    [INSIDE_IMAGE_RELEASE] = "image-release",
+    [INSIDE_JOB_RELEASE] = "job-release",
+    [INSIDE_LOG] = "log",
+};
+
+static const char *const call_names[CALL_COUNT] = {
+    [CALL_READ] = "read",
+    [CALL_WRITE] = "write",
+    [CALL_ZEROES] = "write_zeroes",
+    [CALL_DISCARD] = "discard",
+    [CALL_FLUSH] = "flush",
+    [CALL_STATUS] = "status",
+    [CALL_BEGIN] = "write_begin",
+    [CALL_END] = "write_end",
+    [CALL_WRITE_CANCEL] = "write_cancel",
+    [CALL_CREATE] = "backup_create",
+    [CALL_BACKUP_START] = "backup_start",
+    [CALL_START] = "job_start",
+    [CALL_PAUSE] = "job_pause",
+    [CALL_RESUME] = "job_resume",
+    [CALL_SPEED] = "job_set_speed",
+    [CALL_CANCEL] = "job_cancel",
+    [CALL_FREE] = "job_free",
+    [CALL_JOB_QUERY] = "job_query",
+    [CALL_OPEN] = "image_open",
+    [CALL_CLOSE] = "image_close",
+    [CALL_IMAGE_QUERY] = "image_query",
+    [CALL_COMPLETE] = "io_complete",
+    [CALL_POLL] = "poll",
+    [CALL_ARM] = "poll_arm",
+    [CALL_FD] = "poll_fd",
+    [CALL_WAKE] = "poll_wake",
+    [CALL_NOW] = "context_now",
+    [CALL_CONTEXT_FREE] = "context_free",
+};
+
+/* The library is about to be called. */
+void inside_calls(enum call call)
+{
+    sim.counts.matrix[sim.inside][call]++;
+}
+
+/* ---- Calls that need no object of the world ------------------------------------- */
+
+static void open_one(void)
+{
+    bool may_allocate = sim.may_allocate;
+    bool failed = sim.alloc_failed;
+    blkrepl_image *image;
+    int answer;
+
+    sim.may_allocate = true;
+    sim.alloc_failed = false;
+    answer = blkrepl_image_open_memory(sim.ctx, rng_below(100000), NULL, &image);
+    EXPECT(answer == 0 || (answer == -ENOMEM && sim.alloc_failed) ||
+               (answer == -ESHUTDOWN && sim.shutdown),
+           "open_memory answered %d", answer);
+    sim.may_allocate = may_allocate;
+    sim.alloc_failed = sim.alloc_failed || failed;
+    blkrepl_image_close(image);
+}
+
+static void arm_one(void)
+{
+    uint64_t deadline = 0;
+    int answer = blkrepl_poll_arm(sim.ctx, 0, &deadline);
+
+    EXPECT(answer == 0 || answer == 1, "poll_arm answered %d", answer);
+}
+
+/* A release that a refused call runs is no callback in the eyes of the library. */
+static void refuse(enum call call)
+{
+    bool poll = call == CALL_POLL;
+    int answer;
+
+    if (sim.depth + sim.backend_depth == 0) {
+        return;
+    }
+    inside_calls(call);
+    answer = poll ? blkrepl_poll(sim.ctx, 0, 0) : blkrepl_context_free(sim.ctx);
+    EXPECT(answer == (poll ? -EDEADLK : -EBUSY) && blkrepl_error_message()[0] != '\0',
+           "%s from inside %s answered %d", call_names[call], inside_names[sim.inside], answer);
+}
+
+static void plain_call(enum call call)
+{
+    if (call == CALL_POLL || call == CALL_CONTEXT_FREE) {
+        refuse(call);
+        return;
+    }
+    inside_calls(call);
+    if (call == CALL_OPEN) {
+        open_one();
+    } else if (call == CALL_ARM) {
+        arm_one();
+    } else if (call == CALL_FD) {
+        EXPECT(blkrepl_poll_fd(sim.ctx, 0) >= 0, "no descriptor");
+    } else if (call == CALL_WAKE) {
+        EXPECT(blkrepl_poll_wake(sim.ctx, 0) == 0, "poll_wake fails");
+    } else {
+        uint64_t now = blkrepl_context_now(sim.ctx);
+
+        EXPECT(now >= sim.heard_ns && now <= sim.now_ns, "the clock runs backwards, or ahead");
+        sim.heard_ns = now;
+    }
+}
+
+/* ---- One call of any kind ------------------------------------------------------- */
+
+static void call_one(enum call call)
+{
+    bool final = call == CALL_CANCEL || call == CALL_FREE || call == CALL_CLOSE;
+
+    if (final && !rng_chance(25)) {
+        return; /* or nothing would be left to call */
+    }
+    if (call <= CALL_WRITE_CANCEL) {
+        guest_call(call);
+    } else if (call <= CALL_JOB_QUERY) {
+        backup_call(call);
+    } else if (call == CALL_CLOSE || call == CALL_IMAGE_QUERY || call == CALL_COMPLETE) {
+        disk_call(call);
+    } else {
+        plain_call(call);
+    }
+}
+
+/* Few of these happen: each of them counts for more. */
+static bool is_rare(enum inside where)
+{
+    return where == INSIDE_CANCEL || where == INSIDE_CLOSE || where == INSIDE_IMAGE_RELEASE ||
+           where == INSIDE_JOB_RELEASE || where == INSIDE_LOG;
+}
+
+static bool is_backend(enum inside where)
+{
+    return where == INSIDE_SUBMIT || where == INSIDE_CANCEL || where == INSIDE_CLOSE;
+}
+
+/* The library has called the host: the host may call the library.  When the context
+ * is being freed as well, though it refuses most. */
+void inside(enum inside where)
+{
+    uint32_t percent = sim.options.reenter_percent * (is_rare(where) ? 4 : 1);
+    enum inside outer = sim.inside;
+
+    if ((sim.quiet && !sim.shutdown) || sim.dead || sim.reenter_depth > 1 || !rng_chance(percent)) {
+        return;
+    }
+    sim.inside = where;
+    sim.backend_depth += is_backend(where);
+    sim.reenter_depth++;
+    sim.counts.reentries++;
+    EVENT("calls from inside %i, depth %n", where, sim.reenter_depth);
+    for (uint64_t i = rng_between(1, 3); i > 0; i--) {
+        if (rng_chance(50)) {
+            world_act(true);
+        } else {
+            call_one((enum call)rng_below(CALL_COUNT));
+        }
+    }
+    sim.reenter_depth--;
+    sim.backend_depth -= is_backend(where);
+    sim.inside = outer;
+}
+
+void sim_reenter(void)
+{
+    inside(INSIDE_EVENT);
+}
+
+const char *inside_name(unsigned long long number)
+{
+    return number < INSIDE_COUNT ? inside_names[number] : "?";
+}
+
+/* How much of the matrix was filled; after many runs, what was not. */
+void inside_print(void)
+{
+    uint32_t hit = 0;
+    uint32_t missing = 0;
+
+    for (uint32_t where = INSIDE_DONE; where < INSIDE_COUNT; where++) {
+        for (uint32_t call = 0; call < CALL_COUNT; call++) {
+            hit += sim.counts.matrix[where][call] > 0;
+        }
+    }
+    printf("matrix: %u of %u cells hit", hit, (INSIDE_COUNT - INSIDE_DONE) * CALL_COUNT);
+    for (uint32_t i = INSIDE_DONE * CALL_COUNT; i < INSIDE_COUNT * CALL_COUNT && missing < 8; i++) {
+        if (sim.counts.seeds >= 10000 && sim.counts.matrix[i / CALL_COUNT][i % CALL_COUNT] == 0) {
+            printf("%s %s in %s", missing++ > 0 ? "," : "; not:", call_names[i % CALL_COUNT],
+                   inside_names[i / CALL_COUNT]);
+        }
+    }
+    printf("\n");
+}
