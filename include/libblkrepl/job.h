@@ -91,7 +91,7 @@ typedef struct blkrepl_job_info {
     int32_t error;               /* FAILED: why; CANCELLED: -ECANCELED; else 0 */
     uint32_t error_side;         /* of the error that ended it, else of the
                                   * first one: BLKREPL_SIDE_*; 0: none */
-    uint32_t requests_in_flight; /* of the job, at the backends */
+    uint32_t requests_in_flight; /* of the job, at the backends or on their way */
     uint64_t id;                 /* never reused within the context */
     uint64_t error_offset;       /* of the same error */
     uint64_t error_bytes;

@@ -36,7 +36,7 @@ extern const blkrepl_backend_ops blkrepl__file_backend_ops;
  * Returns: 0; -EINVAL unknown flag, EXCLUSIVE or bytes without CREATE, CREATE of
  *          a read-only image, bytes, mode or queue_depth out of range; -ENOTSUP
  *          neither a file nor a block device; -ENOMEM; an errno of open(2),
- *          fstat(2) or ftruncate(2) (-EINVAL: a device cannot grow). */
+ *          fstat(2) or ftruncate(2) (-ENOSPC: a device cannot grow). */
 int blkrepl__file_backend_open(blkrepl_context *ctx, const struct alloc *alloc,
                                struct file_pool *pool, const char *path,
                                const blkrepl_file_options *options, bool read_only,

@@ -143,6 +143,7 @@ static int bracket_call(blkrepl_image *image, const blkrepl_bracket *what,
 int blkrepl_write_begin(blkrepl_image *image, const blkrepl_bracket *what,
                         const blkrepl_completion *go, uint64_t *token)
 {
+    const struct blkrepl_context *ctx = image != NULL ? image->ctx : NULL;
     int rc;
 
     if (token != NULL) {
@@ -150,7 +151,7 @@ int blkrepl_write_begin(blkrepl_image *image, const blkrepl_bracket *what,
     }
     rc = bracket_call(image, what, go, token);
     if (rc != BLKREPL_WAIT) {
-        completion_release(go);
+        blkrepl__completion_release(ctx, go);
     }
     return rc;
 }
@@ -165,7 +166,7 @@ int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result, const bl
     (void)data;
     (void)iov_count;
     if (ctx == NULL || result > 0) {
-        completion_release(done);
+        blkrepl__completion_release(ctx, done);
         return blkrepl__fail(-EINVAL, "write_end: %s",
                              ctx == NULL ? "context is NULL" : "the result is positive");
     }
@@ -178,7 +179,7 @@ int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result, const bl
         blkrepl__guest_end_bracket(guest);
     }
     blkrepl__leave(ctx, lane);
-    completion_release(done);
+    blkrepl__completion_release(ctx, done);
     return rc;
 }
 

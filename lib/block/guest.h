@@ -66,9 +66,9 @@ struct guest {
     bool patch_due; /* the buffer holds the old block, to be patched and written */
     /* Changed by the tap that it waits for. */
     struct list tap_link;
-    struct tap *tap_parked;        /* for whom it waits; on whose list tap_link is */
-    const struct tap *tap_counted; /* who has counted it last */
-    uint64_t tap_start;            /* what it was asked about last */
+    struct tap *tap_parked; /* for whom it waits; on whose list tap_link is */
+    uint64_t tap_counted;   /* bits of the taps that have counted it */
+    uint64_t tap_start;     /* what it was asked about last */
     uint64_t tap_end;
     uint64_t tap_deadline_ns;
     bool tap_starved;

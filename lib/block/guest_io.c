@@ -90,27 +90,26 @@ static int call_accept(struct blkrepl_image *image, const struct guest_call *cal
 static int call_submit(struct blkrepl_image *image, const struct guest_call *call,
                        const blkrepl_completion *done)
 {
+    struct blkrepl_context *ctx = image != NULL ? image->ctx : NULL;
     int rc = call_check(image, call);
 
     if (rc == 0) {
-        struct blkrepl_context *ctx = image->ctx;
-
         blkrepl__enter(ctx);
         rc = call_accept(image, call, done);
         blkrepl__leave(ctx, call->lane);
     }
     if (rc < 0) {
-        completion_release(done);
+        blkrepl__completion_release(ctx, done);
     }
     return rc;
 }
 
 /* Take over the iovecs of a read or write. */
-static int call_iov(struct guest_call *call, const blkrepl_iovec *iov, uint32_t iov_count,
-                    const blkrepl_completion *done)
+static int call_iov(const struct blkrepl_image *image, struct guest_call *call,
+                    const blkrepl_iovec *iov, uint32_t iov_count, const blkrepl_completion *done)
 {
     if ((iov == NULL && iov_count > 0) || !blkrepl__iov_bytes(iov, iov_count, &call->bytes)) {
-        completion_release(done);
+        blkrepl__completion_release(image != NULL ? image->ctx : NULL, done);
         return blkrepl__fail(-EINVAL, "image: an iovec is NULL, or they are too long together");
     }
     call->iov = iov;
@@ -124,7 +123,7 @@ int blkrepl_image_read(blkrepl_image *image, uint32_t lane, uint64_t offset,
 {
     struct guest_call call = {
         .lane = lane, .opcode = BLKREPL_OP_READ, .flags = flags, .offset = offset};
-    int rc = call_iov(&call, iov, iov_count, done);
+    int rc = call_iov(image, &call, iov, iov_count, done);
 
     return rc < 0 ? rc : call_submit(image, &call, done);
 }
@@ -138,7 +137,7 @@ int blkrepl_image_write(blkrepl_image *image, uint32_t lane, uint64_t offset,
                               .flags = flags,
                               .flags_known = BLKREPL_IO_FUA,
                               .offset = offset};
-    int rc = call_iov(&call, iov, iov_count, done);
+    int rc = call_iov(image, &call, iov, iov_count, done);
 
     return rc < 0 ? rc : call_submit(image, &call, done);
 }
@@ -188,7 +187,7 @@ int blkrepl_image_status(blkrepl_image *image, uint32_t lane, uint64_t offset, u
                               .extents_max = extents_max};
 
     if (extents == NULL || extents_max == 0) {
-        completion_release(done);
+        blkrepl__completion_release(image != NULL ? image->ctx : NULL, done);
         return blkrepl__fail(-EINVAL, "image: no room for extents");
     }
     return call_submit(image, &call, done);

@@ -12,11 +12,11 @@
 #include "block/guest.h"
 #include "core/error.h"
 
-void blkrepl__image_options_release(const blkrepl_image_options *options)
+void blkrepl__image_options_release(const struct blkrepl_context *ctx,
+                                    const blkrepl_image_options *options)
 {
-    if (options != NULL && options->struct_size >= BLKREPL_IMAGE_OPTIONS_V1_BYTES &&
-        options->release != NULL) {
-        options->release(options->user);
+    if (options != NULL && options->struct_size >= BLKREPL_IMAGE_OPTIONS_V1_BYTES) {
+        blkrepl__host_release(ctx, options->release, options->user);
     }
 }
 
@@ -125,7 +125,7 @@ int blkrepl_image_open(blkrepl_context *ctx, const blkrepl_backend_ops *ops, voi
         rc = image_open(ctx, ops, backend_user, options, out);
     }
     if (rc < 0) {
-        blkrepl__image_options_release(options);
+        blkrepl__image_options_release(ctx, options);
     }
     return rc;
 }
@@ -205,6 +205,7 @@ int blkrepl_image_query(blkrepl_image *image, blkrepl_image_info *info)
 void blkrepl__image_attach(struct blkrepl_image *image, struct tap *tap)
 {
     tap->attached_at = ++image->ctx->instant;
+    tap->bit = UINT64_C(1) << (image->taps_attached++ % 64);
     list_append(&image->taps, &tap->link);
 }
 

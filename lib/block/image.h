@@ -27,6 +27,7 @@ enum tap_answer {
 struct tap {
     struct list link;
     uint64_t attached_at; /* instant */
+    uint64_t bit;         /* tells it from the taps attached before and after it */
     /* Look at start..end of a write before it is given. */
     enum tap_answer (*before)(struct tap *tap, struct guest *guest, uint64_t start, uint64_t end);
     /* The guest parked here waits no more: it was cancelled, or another tap has
@@ -45,6 +46,7 @@ struct blkrepl_image {
     char name[BLKREPL_NAME_MAX + 1];
     /* Changed under the lock. */
     struct list taps;
+    uint32_t taps_attached; /* ever */
     uint32_t refs;
     uint32_t requests; /* guest requests and brackets not yet ended */
     uint32_t writes;   /* of these, the ones that change the medium */
@@ -60,7 +62,8 @@ int blkrepl__image_create(struct blkrepl_context *ctx, struct leaf *leaf,
                           const blkrepl_image_options *options, blkrepl_image **out);
 
 /* The release of an open that fails. */
-void blkrepl__image_options_release(const blkrepl_image_options *options);
+void blkrepl__image_options_release(const struct blkrepl_context *ctx,
+                                    const blkrepl_image_options *options);
 
 /* With the lock held. */
 void blkrepl__image_ref(struct blkrepl_image *image);

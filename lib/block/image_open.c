@@ -100,7 +100,7 @@ int blkrepl_image_open_file(blkrepl_context *ctx, const char *path,
         rc = open_file(ctx, path, file_options, options, out);
     }
     if (rc < 0) {
-        blkrepl__image_options_release(options);
+        blkrepl__image_options_release(ctx, options);
     }
     return rc;
 }
@@ -143,7 +143,7 @@ int blkrepl_image_open_memory(blkrepl_context *ctx, uint64_t bytes,
         rc = open_memory(ctx, bytes, options, out);
     }
     if (rc < 0) {
-        blkrepl__image_options_release(options);
+        blkrepl__image_options_release(ctx, options);
     }
     return rc;
 }

@@ -160,7 +160,7 @@ int blkrepl__leaf_create(struct blkrepl_context *ctx, const blkrepl_backend_ops 
     if (rc < 0) {
         return rc;
     }
-    leaf = leaf_alloc(ctx, info.request_alignment > 1 || info.memory_alignment > 1);
+    leaf = leaf_alloc(ctx, info.request_alignment > 1);
     if (leaf == NULL) {
         return blkrepl__fail(-ENOMEM, "image: no memory");
     }

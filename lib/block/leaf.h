@@ -37,10 +37,11 @@ static inline bool leaf_has(const struct leaf *leaf, uint32_t opcode)
     return (leaf->port.info.opcodes >> opcode & 1) != 0;
 }
 
-/* Whether requests may need a bounce buffer. */
+/* Whether requests may need a bounce buffer.  The request alignment is never
+ * below that of memory. */
 static inline bool leaf_aligned(const struct leaf *leaf)
 {
-    return leaf->port.info.request_alignment > 1 || leaf->port.info.memory_alignment > 1;
+    return leaf->port.info.request_alignment > 1;
 }
 
 /* A bounce buffer; NULL if all are in use (then wait on bounce_waiters). */

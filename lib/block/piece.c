@@ -475,8 +475,6 @@ int blkrepl__piece_ended(struct guest *guest, int result)
     case PIECE_DIRECT:
         if (guest->opcode == BLKREPL_OP_STATUS) {
             result = piece_status_ended(guest);
-        } else if (guest->opcode == BLKREPL_OP_FLUSH) {
-            guest->flush_due = false;
         } else if (guest->done_bytes + guest->piece_bytes < guest->bytes) {
             blkrepl__iov_skip(&guest->cursor, guest->piece_bytes);
         }

@@ -186,12 +186,9 @@ bool blkrepl__host_inside(const struct blkrepl_context *ctx);
 /* Take over what was completed inside a frame that has been left. */
 void blkrepl__collect_frame(struct blkrepl_context *ctx, const struct host_frame *frame);
 
-/* The release of a callback that will not run. */
-static inline void completion_release(const blkrepl_completion *done)
-{
-    if (done != NULL && done->release != NULL) {
-        done->release(done->user);
-    }
-}
+/* Run a release that no poll runs; ctx may be NULL, and release too. */
+void blkrepl__host_release(const struct blkrepl_context *ctx, void (*release)(void *user),
+                           void *user);
+void blkrepl__completion_release(const struct blkrepl_context *ctx, const blkrepl_completion *done);
 
 #endif

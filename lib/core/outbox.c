@@ -37,6 +37,25 @@ bool blkrepl__host_inside(const struct blkrepl_context *ctx)
     return frame != NULL || blkrepl__hook_depth > 0;
 }
 
+void blkrepl__host_release(const struct blkrepl_context *ctx, void (*release)(void *user),
+                           void *user)
+{
+    struct host_frame frame;
+
+    if (release != NULL) {
+        blkrepl__host_enter(&frame, ctx);
+        release(user);
+        blkrepl__host_leave(&frame);
+    }
+}
+
+void blkrepl__completion_release(const struct blkrepl_context *ctx, const blkrepl_completion *done)
+{
+    if (done != NULL) {
+        blkrepl__host_release(ctx, done->release, done->user);
+    }
+}
+
 void blkrepl__enter(struct blkrepl_context *ctx)
 {
     pthread_mutex_lock(&ctx->lock);

@@ -59,7 +59,9 @@ static void delivery_run(const struct delivery *delivery)
     if (delivery->done.fn != NULL) {
         delivery->done.fn(delivery->done.user, delivery->result);
     }
-    completion_release(&delivery->done);
+    if (delivery->done.release != NULL) {
+        delivery->done.release(delivery->done.user);
+    }
 }
 
 static void deliveries_run(const struct blkrepl_context *ctx, const struct delivery *fetched,

@@ -155,7 +155,7 @@ static enum step backup_flush(struct backup *backup)
 {
     struct copy *copy = &backup->copy;
 
-    if (copy->flushing || (!copy->flushed && !copy->stopped)) {
+    if (copy->flushing) {
         return STEP_WAIT;
     }
     if (!copy->stopped && copy->flush_result < 0) {
@@ -216,9 +216,9 @@ static void backup_query(const struct blkrepl_job *job, blkrepl_job_info *info)
     }
     info->requests_in_flight = copy->in_flight;
     info->guest_copies_count = copy->guest_copies_count;
-    info->guest_copies_bytes = copy->guest_copies_bytes;
+    info->guest_copies_bytes = min_u64(copy->guest_copies_bytes, info->bytes_done);
     info->guest_waits_count = copy->guest_waits_count;
-    info->zero_bytes = copy->zero_bytes;
+    info->zero_bytes = min_u64(copy->zero_bytes, info->bytes_done);
 }
 
 static void backup_let_go(struct blkrepl_job *job)
@@ -459,6 +459,7 @@ static int backup_make(blkrepl_image *source, blkrepl_image *target,
 static int backup_call(blkrepl_image *source, blkrepl_image *target,
                        const blkrepl_backup_options *options, bool start, blkrepl_job **out)
 {
+    const struct blkrepl_context *ctx = source != NULL ? source->ctx : NULL;
     int rc;
 
     if (out == NULL) {
@@ -467,9 +468,8 @@ static int backup_call(blkrepl_image *source, blkrepl_image *target,
         *out = NULL;
         rc = backup_make(source, target, options, start, out);
     }
-    if (rc < 0 && options != NULL && options->struct_size >= BLKREPL_BACKUP_OPTIONS_V1_BYTES &&
-        options->release != NULL) {
-        options->release(options->user);
+    if (rc < 0 && options != NULL && options->struct_size >= BLKREPL_BACKUP_OPTIONS_V1_BYTES) {
+        blkrepl__host_release(ctx, options->release, options->user);
     }
     return rc;
 }

@@ -62,8 +62,8 @@ int blkrepl__copy_alloc(struct copy *copy, struct blkrepl_context *ctx,
     }
     copy->task_count = config->workers + copy_reserve_count(config);
     copy->memory_bytes = copy_buffer_bytes(config);
-    copy->tasks = blkrepl__zalloc_array(&ctx->alloc, copy->task_count, sizeof *copy->tasks);
     if (copy->memory_bytes <= SIZE_MAX && copy->memory_bytes <= ctx->memory_bytes_max) {
+        copy->tasks = blkrepl__zalloc_array(&ctx->alloc, copy->task_count, sizeof *copy->tasks);
         copy->memory = blkrepl__buffer_alloc(&ctx->alloc, BUFFER_ALIGN, (size_t)copy->memory_bytes);
     }
     if (copy->tasks == NULL || copy->memory == NULL) {

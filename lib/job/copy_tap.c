@@ -134,8 +134,8 @@ static enum tap_answer tap_pass(struct copy *copy, struct guest *guest)
 /* Count a guest once, however many pieces of it have to wait. */
 static void tap_count(struct copy *copy, struct guest *guest)
 {
-    if (guest->tap_counted != &copy->tap) {
-        guest->tap_counted = &copy->tap;
+    if ((guest->tap_counted & copy->tap.bit) == 0) {
+        guest->tap_counted |= copy->tap.bit;
         copy->guest_waits_count++;
     }
 }
@@ -227,7 +227,8 @@ static void tap_expired(struct timer *timer)
         struct guest *guest = CONTAINER_OF(copy->waiting.next, struct guest, tap_link);
         struct job_error error = tap_timeout_error(copy, guest);
 
-        if (guest->tap_deadline_ns > now) {
+        /* FOREVER never comes, whatever the clock says. */
+        if (guest->tap_deadline_ns > now || guest->tap_deadline_ns == BLKREPL_FOREVER) {
             break;
         }
         if (!copy->config.hold_until_written) {

@@ -336,10 +336,11 @@ static void task_remember(struct copy_task *task)
 /* Whether the backend's list is one that can be believed. */
 static bool task_status_valid(const struct copy_task *task)
 {
+    const uint32_t known = BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ZERO | BLKREPL_EXTENT_ALLOCATED;
     uint64_t left = task->request->io.bytes;
 
     for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
-        if (task->extents[i].bytes > left) {
+        if (task->extents[i].bytes > left || (task->extents[i].flags & ~known) != 0) {
             return false;
         }
         left -= task->extents[i].bytes;
@@ -450,8 +451,9 @@ static void task_failed(struct copy_task *task)
 static void task_ended_late(struct copy_task *task)
 {
     int result = task->request->io_result;
+    bool refused = result == -ENOTSUP && task->request->io.opcode == BLKREPL_OP_ZEROES;
 
-    if (result < 0 && result != -ECANCELED && task->state != COPY_STATUS) {
+    if (result < 0 && result != -ECANCELED && !refused && task->state != COPY_STATUS) {
         struct job_error error = task_error(task);
 
         blkrepl__job_error(task->copy->job, &error);

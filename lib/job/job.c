@@ -98,7 +98,7 @@ int blkrepl__job_check_name(struct blkrepl_context *ctx, const char *name)
 /* A name of ours; the host may have given the first choice to another job. */
 static void job_make_name(struct blkrepl_job *job, const char *kind)
 {
-    char name[sizeof job->name];
+    char name[sizeof job->name] = {0}; /* all of it is handed to the host */
     int tries = 0;
 
     snprintf(name, sizeof name, "%s-%" PRIu64, kind, job->id);

@@ -540,6 +540,42 @@ static void poll_arm_works_inside_a_callback(void **state)
     assert_true(arm_answer == 0 || arm_answer == 1);
 }
 
+static void no_result(void *user, int result)
+{
+    (void)user;
+    (void)result;
+}
+
+static int poll_answer;
+static int free_answer;
+
+static void poll_and_free(void *user)
+{
+    (void)user;
+    poll_answer = blkrepl_poll(env.ctx, 0, 0);
+    free_answer = blkrepl_context_free(env.ctx);
+}
+
+static void the_release_of_a_refused_call_is_inside_a_callback(void **state)
+{
+    blkrepl_completion done = {.fn = no_result, .release = poll_and_free};
+    blkrepl_backup_options backup = {
+        .struct_size = sizeof backup, .cluster_bytes = 1, .release = poll_and_free};
+    blkrepl_job *none;
+
+    (void)state;
+    open_images();
+    ASSERT_CODE(blkrepl_image_discard(source, 7, 0, 512, 0, &done), -EINVAL);
+    ASSERT_CODE(poll_answer, -EDEADLK);
+    ASSERT_CODE(free_answer, -EBUSY);
+    poll_answer = free_answer = 0;
+    ASSERT_CODE(blkrepl_backup_create(source, target, &backup, &none), -EINVAL);
+    ASSERT_CODE(poll_answer, -EDEADLK);
+    ASSERT_CODE(free_answer, -EBUSY);
+    ASSERT_CODE(blkrepl_image_flush(source, 0, NULL), 0); /* nothing was shut */
+    env_drain(&env);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -560,6 +596,7 @@ int main(void)
         T(a_begin_that_fails_at_once_answers_wait),
         T(the_status_of_nothing_is_an_empty_list),
         T(poll_arm_works_inside_a_callback),
+        T(the_release_of_a_refused_call_is_inside_a_callback),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

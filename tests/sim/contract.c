@@ -176,16 +176,6 @@ static void nonsense(const struct disk_request *r, uint64_t kind)
     }
 }
 
-/* Unknown flags go to guests only: a backup believes the zeroes of such a list, which
- * is a defect that is known.  When it is mended, this goes. */
-static bool is_guests(const struct disk_request *r)
-{
-    const char *extents = (const char *)r->io->extents;
-
-    return extents >= (const char *)sim.requests &&
-           extents < (const char *)sim.requests + sizeof sim.requests;
-}
-
 /* Answer a STATUS with nonsense; false: not this time. */
 bool contract_status(struct disk *disk, const struct disk_request *r)
 {
@@ -196,7 +186,6 @@ bool contract_status(struct disk *disk, const struct disk_request *r)
     }
     sim.counts.breaches++;
     kind = rng_below(4);
-    kind = kind == 2 && !is_guests(r) ? 1 : kind;
     EVENT("extents of id %n: nonsense of kind %n", r->id, kind);
     nonsense(r, kind);
     disk->error_codes[0] |= UINT64_C(1) << EIO; /* what a guest is told */

@@ -478,27 +478,29 @@ static void disk_open(struct disk *disk)
     blkrepl_image_options options = {
         .struct_size = sizeof options, .user = disk, .release = image_release};
     blkrepl_image_info info = {.struct_size = sizeof info};
+    blkrepl_image *image; /* what is called meanwhile does not see it yet */
     int answer;
 
     for (;;) {
         sim.may_allocate = true;
         sim.alloc_failed = false;
-        answer = blkrepl_image_open(sim.ctx, &ops, disk, &options, &disk->image);
+        answer = blkrepl_image_open(sim.ctx, &ops, disk, &options, &image);
         sim.may_allocate = false;
         if (answer != -ENOMEM) {
             break;
         }
         EXPECT(sim.alloc_failed, "open: -ENOMEM without a reason");
-        EXPECT(disk->image == NULL && disk->released, "a failed open leaves something behind");
+        EXPECT(image == NULL && disk->released, "a failed open leaves something behind");
         disk->released = false;
         sim.options.alloc_fail_percent /= 2;
     }
     EXPECT(answer == 0, "open answered %d: %s", answer, blkrepl_error_message());
-    answer = blkrepl_image_query(disk->image, &info);
+    answer = blkrepl_image_query(image, &info);
     EXPECT(answer == 0 && info.bytes == disk->bytes && info.user == disk &&
                info.request_alignment >= disk->info.request_alignment,
            "image_query answered %d", answer);
     disk->align = info.request_alignment;
+    disk->image = image;
     disk->opened = true;
 }
 

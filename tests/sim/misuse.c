@@ -613,7 +613,7 @@ static void wrong_poll(void)
     case 6: wrong_call("image_query", -EINVAL, blkrepl_image_query(disk->image, &info)); break;
     default:
         wrong_call("a poll that sleeps, with a clock of the host",
-                   sim.depth + sim.backend_depth > 0 ? -EDEADLK : -EINVAL,
+                   sim.reenter_depth > 0 ? -EDEADLK : -EINVAL,
                    blkrepl_poll(sim.ctx, 0, rng_chance(50) ? 1 : BLKREPL_FOREVER));
         break;
     }

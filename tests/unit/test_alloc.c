@@ -10,6 +10,18 @@
 
 #include <cmocka.h>
 
+static bool system_refuses;
+
+/* The system's, which can be told to have no memory. */
+int posix_memalign(void **memory, size_t align, size_t bytes)
+{
+    if (system_refuses) {
+        return ENOMEM;
+    }
+    *memory = aligned_alloc(align, (bytes + align - 1) / align * align);
+    return *memory != NULL ? 0 : ENOMEM;
+}
+
 /* What the host's functions were called with last, and how often. */
 struct host {
     unsigned calls;
@@ -120,6 +132,17 @@ static void alloc_default_buffers_are_aligned(void **state)
         memset(buffer, 1, 3 * align);
         blkrepl__buffer_free(&alloc, buffer, 3 * align);
     }
+}
+
+static void alloc_default_buffer_without_memory_is_null(void **state)
+{
+    struct alloc alloc;
+
+    (void)state;
+    assert_int_equal(blkrepl__alloc_init(&alloc, NULL), 0);
+    system_refuses = true;
+    assert_null(blkrepl__buffer_alloc(&alloc, 4096, 4096));
+    system_refuses = false;
 }
 
 static void alloc_of_nothing_is_not_out_of_memory(void **state)
@@ -282,6 +305,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(alloc_default_gives_usable_memory),
         cmocka_unit_test(alloc_default_buffers_are_aligned),
+        cmocka_unit_test(alloc_default_buffer_without_memory_is_null),
         cmocka_unit_test(alloc_of_nothing_is_not_out_of_memory),
         cmocka_unit_test(alloc_free_of_null_does_not_reach_the_host),
         cmocka_unit_test(alloc_array_whose_size_overflows_is_refused),

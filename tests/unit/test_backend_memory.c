@@ -1,15 +1,36 @@
 /* SPDX-License-Identifier: MIT */
+#ifdef __linux__
+#define _GNU_SOURCE
+#endif
 #include "block/backend_memory.h"
 
 #include <errno.h>
 
 #include "unit/backend_io.h"
+#include "unit/fault.h"
 
 #define PAGE 65536u
 #define BYTES (20 * PAGE + 321)
 #define DATA (BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ALLOCATED)
 
 static const blkrepl_backend_ops *const ops = &blkrepl__memory_backend_ops;
+
+#ifdef __linux__
+
+static struct fault mutex_fault;
+
+int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes)
+{
+    int (*real)(pthread_mutex_t * mutex, const pthread_mutexattr_t *attributes);
+
+    if (fault_due(&mutex_fault)) {
+        return mutex_fault.err;
+    }
+    fault_real(&real, "pthread_mutex_init", "pthread_mutex_init");
+    return real(mutex, attributes);
+}
+
+#endif
 
 /* Counts what is allocated, and lets the n-th allocation from now fail. */
 struct budget {
@@ -293,6 +314,40 @@ static void backend_memory_status_tells_pages(void **state)
     tear_down(&f);
 }
 
+/* A disk without a page is one hole, however long. */
+static void backend_memory_status_of_nothing_is_a_hole(void **state)
+{
+    blkrepl_extent extents[2];
+    struct fixture f;
+
+    (void)state;
+    set_up(&f, BLKREPL_IMAGE_BYTES_MAX);
+    assert_int_equal(io_status(ops, f.mb, 0, BLKREPL_IMAGE_BYTES_MAX, extents, 2), 0);
+    expect_extent(&extents[0], BLKREPL_IMAGE_BYTES_MAX, BLKREPL_EXTENT_ZERO);
+    expect_extent(&extents[1], 0, 0);
+    tear_down(&f);
+}
+
+/* A long range is dropped by looking at the pages there are: those before it and
+ * behind it stay. */
+static void backend_memory_drops_what_lies_in_the_range_only(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    set_up(&f, UINT64_C(1) << 50);
+    for (uint64_t page = 0; page < 40; page += 4) {
+        assert_int_equal(put(&f, page * PAGE, 1, 7), 0);
+    }
+    assert_int_equal(zero(&f, 4 * PAGE, 31 * PAGE), 0); /* more pages than exist */
+    assert_int_equal(pages(&f), 2);
+    expect_byte(&f, 0, 7);
+    expect_byte(&f, 4 * PAGE, 0);
+    expect_byte(&f, 32 * PAGE, 0);
+    expect_byte(&f, 36 * PAGE, 7);
+    tear_down(&f);
+}
+
 static void backend_memory_finds_all_of_many_pages(void **state)
 {
     struct fixture f;
@@ -329,6 +384,11 @@ static void backend_memory_without_memory_is_not_created(void **state)
     assert_int_equal(
         blkrepl__memory_backend_create(io_context(), &f.alloc, UINT64_C(1) << 63, &f.mb), -EINVAL);
     assert_int_equal(f.budget.live, 0);
+#ifdef __linux__
+    mutex_fault = (struct fault){.err = ENOMEM, .times = 1};
+    assert_int_equal(blkrepl__memory_backend_create(io_context(), &f.alloc, BYTES, &f.mb), -ENOMEM);
+    assert_int_equal(f.budget.live, 0);
+#endif
     blkrepl__memory_backend_discard(NULL);
 }
 
@@ -457,6 +517,8 @@ int main(void)
         cmocka_unit_test(backend_memory_gives_zeroed_pages_back),
         cmocka_unit_test(backend_memory_can_be_huge),
         cmocka_unit_test(backend_memory_status_tells_pages),
+        cmocka_unit_test(backend_memory_status_of_nothing_is_a_hole),
+        cmocka_unit_test(backend_memory_drops_what_lies_in_the_range_only),
         cmocka_unit_test(backend_memory_finds_all_of_many_pages),
         cmocka_unit_test(backend_memory_without_memory_is_not_created),
         cmocka_unit_test(backend_memory_survives_every_failing_allocation),

@@ -237,6 +237,45 @@ static void backup_is_cancelled_in_every_state(void **state)
     bench_close(&b);
 }
 
+/* The target has no room for the flush: it is taken back, and nobody waits for
+ * the target. */
+static void backup_is_cancelled_before_its_flush_is_given_away(void **state)
+{
+    struct bench b;
+    unsigned char data[512];
+    blkrepl_iovec iov = {data, sizeof data};
+    struct done read;
+    blkrepl_completion c = done_of(&read);
+    blkrepl_backup_options o;
+    blkrepl_job *job;
+
+    (void)state;
+    bench_init(&b, CLUSTER);
+    b.target.info.queue_depth = 1;
+    b.target.hold = 1u << BLKREPL_OP_WRITE | 1u << BLKREPL_OP_READ;
+    b.from = script_open(&b.source, &b.rig);
+    b.to = script_open(&b.target, &b.rig);
+    o = options_of(&b);
+    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(blkrepl_job_pause(job), 0);
+    script_end(&b.target, 0, 0);
+    rig_poll(&b.rig);
+    assert_int_equal(blkrepl_image_read(b.to, 0, 0, &iov, 1, 0, &c), 0);
+    assert_int_equal(blkrepl_job_resume(job), 0);
+    rig_poll(&b.rig);
+    assert_int_equal(info_of(job).requests_in_flight, 1); /* the flush, queued */
+    assert_int_equal(blkrepl_job_cancel(job, 0), 0);
+    rig_poll(&b.rig);
+    ASSERT_PENDING(&read);
+    assert_concluded(&b, job, BLKREPL_RESULT_CANCELLED, -ECANCELED);
+    script_end(&b.target, 0, 0);
+    rig_poll(&b.rig);
+    done_assert(&read, 0);
+    assert_int_equal(script_count(&b.target, BLKREPL_OP_FLUSH), 0);
+    bench_close(&b);
+}
+
 static void backup_goes_back_to_copying_what_a_failed_guest_copy_left(void **state)
 {
     struct bench b;
@@ -399,6 +438,70 @@ static void backup_refuses_images_that_do_not_fit(void **state)
     bench_close(&b);
 }
 
+/* The same disk is one with the same device and inode; what is not a file is the
+ * same only as the same image. */
+static void backup_tells_disks_apart(void **state)
+{
+    static const struct {
+        bool from;
+        bool to;
+        uint64_t device;
+        uint64_t inode;
+        int rc;
+    } cases[] = {{false, false, 0, 0, 0},     {true, false, 0, 0, 0}, {false, true, 0, 0, 0},
+                 {true, true, 0, 0, -EINVAL}, {true, true, 1, 0, 0},  {true, true, 0, 1, 0},
+                 {true, true, 1, 1, 0}};
+    struct bench b;
+    blkrepl_backup_options o;
+    blkrepl_job *job;
+
+    (void)state;
+    bench_open(&b, BYTES);
+    o = options_of(&b);
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        b.from->leaf->identified = cases[i].from;
+        b.to->leaf->identified = cases[i].to;
+        b.to->leaf->device = cases[i].device;
+        b.to->leaf->inode = cases[i].inode;
+        assert_int_equal(blkrepl_backup_create(b.from, b.to, &o, &job), cases[i].rc);
+        blkrepl_job_free(job);
+        rig_poll(&b.rig);
+    }
+    bench_close(&b);
+}
+
+/* The host may have given our first choice of a name to another job. */
+static void backup_without_a_name_gets_one_that_is_free(void **state)
+{
+    struct bench b;
+    blkrepl_image *targets[3];
+    blkrepl_job *jobs[3];
+    char names[2][32];
+    char want[32];
+
+    (void)state;
+    bench_open(&b, BYTES);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(blkrepl_image_open_memory(b.rig.ctx, BYTES, NULL, &targets[i]), 0);
+    }
+    for (int i = 0; i < 3; i++) {
+        uint64_t third = b.rig.ctx->last_id + 3 - (unsigned)i; /* the id of the third job */
+        blkrepl_backup_options o = options_of(&b);
+
+        o.name = i < 2 ? names[i] : NULL;
+        snprintf(names[0], sizeof names[0], "backup-%u", (unsigned)third);
+        snprintf(names[1], sizeof names[1], "backup-%u.1", (unsigned)third);
+        snprintf(want, sizeof want, "backup-%u.2", (unsigned)third);
+        assert_int_equal(blkrepl_backup_create(b.from, targets[i], &o, &jobs[i]), 0);
+    }
+    assert_string_equal(info_of(jobs[2]).name, want);
+    for (int i = 0; i < 3; i++) {
+        blkrepl_job_free(jobs[i]);
+        blkrepl_image_close(targets[i]);
+    }
+    bench_close(&b);
+}
+
 static void backup_keeps_its_images_to_itself(void **state)
 {
     struct bench b;
@@ -455,6 +558,100 @@ static void backup_takes_what_both_images_need_for_a_cluster(void **state)
                      1u << 20);
     blkrepl_job_free(job);
     bench_close(&b);
+}
+
+struct two_jobs {
+    struct bench b;
+    struct script third;
+    blkrepl_image *to_third;
+    blkrepl_job *jobs[2];
+    struct done done[4];
+};
+
+static void two_write(struct two_jobs *t, unsigned cluster, struct done *done)
+{
+    static unsigned char data[100] = {0xee};
+    static blkrepl_iovec iov = {data, sizeof data};
+    blkrepl_completion c = done_of(done);
+
+    assert_int_equal(blkrepl_image_write(t->b.from, 0, cluster * CLUSTER, &iov, 1, 0, &c), 0);
+    rig_poll(&t->b.rig);
+}
+
+/* Two paused backups of one disk, each with two buffers; the second one's are in
+ * use, by clusters 10 and 11. */
+static void two_open(struct two_jobs *t)
+{
+    blkrepl_image *targets[2];
+
+    memset(t, 0, sizeof *t);
+    bench_open(&t->b, BYTES);
+    script_init(&t->third, BYTES);
+    t->third.hold = 1u << BLKREPL_OP_WRITE;
+    t->to_third = script_open(&t->third, &t->b.rig);
+    targets[0] = t->b.to;
+    targets[1] = t->to_third;
+    for (int i = 0; i < 2; i++) {
+        blkrepl_backup_options o = options_of(&t->b);
+
+        o.name = NULL;
+        o.workers_max = 1;
+        o.reserve_bytes = CLUSTER;
+        assert_int_equal(blkrepl_backup_start(t->b.from, targets[i], &o, &t->jobs[i]), 0);
+        assert_int_equal(blkrepl_job_pause(t->jobs[i]), 0);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        two_write(t, 10 + i, &t->done[i]);
+        done_assert(&t->done[i], 0); /* saved in the buffers */
+    }
+    assert_int_equal(t->third.waiting_count, 2);
+}
+
+static void two_finish(struct two_jobs *t)
+{
+    t->b.source.hold = t->third.hold = 0;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(blkrepl_job_resume(t->jobs[i]), 0);
+    }
+    script_end_all(&t->b.source);
+    script_end_all(&t->third);
+    rig_poll(&t->b.rig);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(info_of(t->jobs[i]).result, BLKREPL_RESULT_DONE);
+        blkrepl_job_free(t->jobs[i]);
+    }
+    assert_memory_equal(t->b.target.disk, t->b.old, BYTES);
+    assert_memory_equal(t->third.disk, t->b.old, BYTES);
+    blkrepl_image_close(t->to_third);
+    bench_close(&t->b);
+    script_fini(&t->third);
+}
+
+/* A write waits for a buffer of the second job.  When it gets its turn it has to
+ * wait for the first one again: the buffer goes to the next in the row.  (No job
+ * takes back by itself what it has let pass; this one is made to.) */
+static void backup_passes_a_buffer_on_when_a_guest_goes_to_another_job(void **state)
+{
+    static struct two_jobs t;
+    struct copy *first;
+
+    (void)state;
+    two_open(&t);
+    two_write(&t, 0, &t.done[2]);
+    two_write(&t, 1, &t.done[3]);
+    ASSERT_PENDING(&t.done[2]);
+    ASSERT_PENDING(&t.done[3]);
+    first = &CONTAINER_OF(t.jobs[0], struct head, job)->copy;
+    blkrepl__hbitmap_set(&first->todo, 0, 1);
+    t.b.source.hold = 1u << BLKREPL_OP_READ;
+    script_end(&t.third, 0, 0);
+    rig_poll(&t.b.rig);
+    assert_int_equal(t.b.source.waiting_count, 2);
+    (void)script_find(&t.b.source, BLKREPL_OP_READ, 0);       /* for the first job */
+    (void)script_find(&t.b.source, BLKREPL_OP_READ, CLUSTER); /* for the second */
+    two_finish(&t);
+    done_assert(&t.done[2], 0);
+    done_assert(&t.done[3], 0);
 }
 
 static void backup_create_that_runs_out_of_memory_anywhere_leaks_nothing(void **state)
@@ -515,12 +712,16 @@ int main(void)
         cmocka_unit_test(backup_whose_flush_fails_has_failed),
         cmocka_unit_test(backup_that_fails_waits_for_what_is_in_flight),
         cmocka_unit_test(backup_is_cancelled_in_every_state),
+        cmocka_unit_test(backup_is_cancelled_before_its_flush_is_given_away),
         cmocka_unit_test(backup_goes_back_to_copying_what_a_failed_guest_copy_left),
         cmocka_unit_test(backup_that_is_paused_stands_still),
         cmocka_unit_test(backup_refuses_bad_options_and_releases_once),
         cmocka_unit_test(backup_refuses_images_that_do_not_fit),
+        cmocka_unit_test(backup_tells_disks_apart),
+        cmocka_unit_test(backup_without_a_name_gets_one_that_is_free),
         cmocka_unit_test(backup_keeps_its_images_to_itself),
         cmocka_unit_test(backup_takes_what_both_images_need_for_a_cluster),
+        cmocka_unit_test(backup_passes_a_buffer_on_when_a_guest_goes_to_another_job),
         cmocka_unit_test(backup_create_that_runs_out_of_memory_anywhere_leaks_nothing),
         cmocka_unit_test(backup_that_runs_takes_no_memory),
     };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "block/guest.h"
 
+#include "core/context.h"
 #include "unit/rig.h"
 
 #define BYTES 10000 /* the last block of 512 is 272 bytes long */
@@ -14,6 +15,7 @@ struct bench {
     int error;
     struct guest *parked;
     bool inline_wake; /* the tap wakes the guest before begin returns */
+    void *user;
 };
 
 static enum tap_answer fake_before(struct tap *tap, struct guest *guest, uint64_t start,
@@ -228,6 +230,91 @@ static void bracket_that_gets_its_go_inside_begin_is_answered_at_once(void **sta
     bench_close(&b);
 }
 
+/* Another thread polls, and its callback ends the bracket, before begin is back. */
+struct overtaker {
+    struct chore chore;
+    struct bench *b;
+    struct done go;
+    uint64_t token;
+    int polled;
+    int ended;
+    int ended_again;
+};
+
+static enum tap_answer overtaken_before(struct tap *tap, struct guest *guest, uint64_t start,
+                                        uint64_t end)
+{
+    struct bench *b = CONTAINER_OF(tap, struct bench, tap);
+
+    (void)start;
+    (void)end;
+    if (!b->inline_wake) {
+        return TAP_PASS;
+    }
+    b->inline_wake = false;
+    blkrepl__chore_add(guest->ctx, &((struct overtaker *)b->user)->chore);
+    blkrepl__guest_wake(guest);
+    return TAP_WAIT;
+}
+
+static void *overtake(void *arg)
+{
+    struct overtaker *o = arg;
+
+    o->polled = blkrepl_poll(o->b->rig.ctx, 0, 0);
+    o->ended = end(o->b, o->token);
+    o->ended_again = end(o->b, o->token);
+    return NULL;
+}
+
+static void overtake_run(struct chore *chore)
+{
+    struct overtaker *o = CONTAINER_OF(chore, struct overtaker, chore);
+    blkrepl_context *ctx = o->b->rig.ctx;
+    pthread_t thread;
+
+    pthread_mutex_unlock(&ctx->lock);
+    if (pthread_create(&thread, NULL, overtake, o) == 0) {
+        pthread_join(thread, NULL);
+    }
+    pthread_mutex_lock(&ctx->lock);
+}
+
+static void bracket_that_is_over_before_begin_is_back_got_its_go_in_the_callback(void **state)
+{
+    static struct bench b;
+    struct overtaker o = {.chore = {.run = overtake_run}, .b = &b};
+    blkrepl_completion c = done_of(&o.go);
+    blkrepl_bracket what = bracket(BLKREPL_OP_WRITE, 0, 512);
+
+    (void)state;
+    bench_open(&b);
+    b.tap.before = overtaken_before;
+    b.user = &o;
+    b.inline_wake = true;
+    assert_int_equal(blkrepl_write_begin(b.image, &what, &c, &o.token), BLKREPL_WAIT);
+    done_assert(&o.go, 0);
+    assert_int_equal(o.polled, 1);
+    assert_int_equal(o.ended, 0);
+    assert_int_equal(o.ended_again, -ENOENT);
+    assert_int_equal(b.image->requests, 0);
+    assert_int_equal(rig_poll(&b.rig), 0);
+    done_assert(&o.go, 0); /* still once */
+    accept(&b, what);
+    bench_close(&b);
+}
+
+static void bracket_that_nobody_can_have_is_not_there(void **state)
+{
+    struct rig rig = {.no_log = true};
+
+    (void)state;
+    rig_open(&rig, NULL); /* no image was ever opened */
+    assert_int_equal(blkrepl_write_end(rig.ctx, 1, 0, NULL, 0, NULL), -ENOENT);
+    assert_int_equal(blkrepl_write_cancel(rig.ctx, 1), -ENOENT);
+    rig_close(&rig);
+}
+
 static void bracket_that_fails_while_it_waits_is_over_without_an_end(void **state)
 {
     struct bench b;
@@ -367,6 +454,8 @@ int main(void)
         cmocka_unit_test(bracket_needs_an_image_that_may_be_written),
         cmocka_unit_test(bracket_that_waits_gets_its_go_in_a_poll_once),
         cmocka_unit_test(bracket_that_gets_its_go_inside_begin_is_answered_at_once),
+        cmocka_unit_test(bracket_that_is_over_before_begin_is_back_got_its_go_in_the_callback),
+        cmocka_unit_test(bracket_that_nobody_can_have_is_not_there),
         cmocka_unit_test(bracket_that_fails_while_it_waits_is_over_without_an_end),
         cmocka_unit_test(bracket_cancel_before_its_failure_was_told_wins),
         cmocka_unit_test(bracket_cancel_after_its_go_ends_it_silently),

@@ -1,7 +1,72 @@
 /* SPDX-License-Identifier: MIT */
+#ifdef __linux__
+#define _GNU_SOURCE
+#endif
 #include "core/context.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
+
+#include "unit/fault.h"
 #include "unit/rig.h"
+
+#ifdef __linux__
+
+static struct {
+    struct fault open;
+    struct fault read; /* err 0: an answer that is too short */
+    struct fault eventfd;
+    struct fault mutex;
+} fake;
+
+int open(const char *path, int flags, ...)
+{
+    int (*real)(const char *path, int flags);
+
+    if (fault_due(&fake.open)) {
+        return -1;
+    }
+    fault_real(&real, "open64", "open"); /* nothing here creates a file */
+    return real(path, flags);
+}
+
+ssize_t read(int fd, void *data, size_t bytes)
+{
+    ssize_t (*real)(int fd, void *data, size_t bytes);
+
+    if (fault_due(&fake.read)) {
+        return fake.read.err == 0 ? 3 : -1;
+    }
+    fault_real(&real, "read", "read");
+    return real(fd, data, bytes);
+}
+
+int eventfd(unsigned count, int flags)
+{
+    int (*real)(unsigned count, int flags);
+
+    if (fault_due(&fake.eventfd)) {
+        return -1;
+    }
+    fault_real(&real, "eventfd", "eventfd");
+    return real(count, flags);
+}
+
+int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes)
+{
+    int (*real)(pthread_mutex_t * mutex, const pthread_mutexattr_t *attributes);
+
+    if (fault_due(&fake.mutex)) {
+        return fake.mutex.err;
+    }
+    fault_real(&real, "pthread_mutex_init", "pthread_mutex_init");
+    return real(mutex, attributes);
+}
+
+#endif
 
 static void context_takes_zero_for_the_defaults(void **state)
 {
@@ -131,6 +196,49 @@ static void context_that_gets_no_memory_leaks_none(void **state)
     assert_int_equal(rc, 0);
 }
 
+#ifdef __linux__
+
+/* The number of the next descriptor: the same as before if none was left open. */
+static int next_fd(void)
+{
+    int fd = dup(STDIN_FILENO);
+
+    assert_true(fd >= 0);
+    close(fd);
+    return fd;
+}
+
+static void context_says_what_the_system_refuses(void **state)
+{
+    struct rig rig = {.no_log = true};
+    blkrepl_hooks hooks;
+    blkrepl_allocator allocator;
+    blkrepl_context_options o = rig_options(&rig, NULL, &hooks, &allocator);
+    int fd = next_fd();
+
+    (void)state;
+    fake.eventfd = (struct fault){.err = EMFILE, .times = 1};
+    refuse(&rig, &o, -EMFILE);
+    assert_non_null(strstr(blkrepl_error_message(), "wake-up descriptor"));
+    fake.mutex = (struct fault){.err = EAGAIN, .times = 1};
+    refuse(&rig, &o, -ENOMEM);
+    assert_int_equal(next_fd(), fd);
+    hooks.entropy = NULL; /* then it is the system's */
+    fake.open = (struct fault){.err = ENFILE, .times = 1};
+    refuse(&rig, &o, -ENFILE);
+    assert_non_null(strstr(blkrepl_error_message(), "/dev/urandom"));
+    fake.read = (struct fault){.err = EIO, .times = 1};
+    refuse(&rig, &o, -EIO);
+    fake.read = (struct fault){.err = 0, .times = 1};
+    refuse(&rig, &o, -EIO);
+    assert_int_equal(next_fd(), fd);
+    rig.sink_released = 0;
+    assert_int_equal(blkrepl_context_create(&o, &rig.ctx), 0);
+    rig_close(&rig);
+}
+
+#endif
+
 static void context_time_never_runs_backwards(void **state)
 {
     struct rig rig = {.no_log = true};
@@ -198,6 +306,109 @@ static void context_free_notices_other_threads(void **state)
     rig_close(&rig);
 }
 
+struct stay {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    blkrepl_image *image;
+    bool entered;
+    bool left;
+};
+
+static struct stay stay = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static void stay_inside(struct script *script)
+{
+    (void)script;
+    pthread_mutex_lock(&stay.lock);
+    stay.entered = true;
+    pthread_cond_broadcast(&stay.changed);
+    while (!stay.left) {
+        pthread_cond_wait(&stay.changed, &stay.lock);
+    }
+    pthread_mutex_unlock(&stay.lock);
+}
+
+static void *flush_thread(void *arg)
+{
+    blkrepl_completion c = done_of(arg);
+    int rc = blkrepl_image_flush(stay.image, 0, &c);
+
+    return rc == 0 ? NULL : arg;
+}
+
+/* Everything has ended but a thread of the host's is still inside the backend:
+ * closing it, and freeing the context, has to wait. */
+static void context_free_waits_for_who_is_inside_a_backend(void **state)
+{
+    struct rig rig = {.no_log = true};
+    struct script script;
+    struct done done;
+    pthread_t thread;
+    void *failed;
+
+    (void)state;
+    rig_open(&rig, NULL);
+    script_init(&script, MIB);
+    stay.image = script_open(&script, &rig);
+    script.hold = 0x7e;
+    script.inside = stay_inside;
+    assert_int_equal(pthread_create(&thread, NULL, flush_thread, &done), 0);
+    pthread_mutex_lock(&stay.lock);
+    while (!stay.entered) {
+        pthread_cond_wait(&stay.changed, &stay.lock);
+    }
+    pthread_mutex_unlock(&stay.lock);
+    script_end(&script, 0, 0); /* while submit has not returned */
+    rig_poll(&rig);
+    done_assert(&done, 0);
+    blkrepl_image_close(stay.image);
+    rig_poll(&rig);
+    assert_int_equal(script.closed, 0);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_string_equal(blkrepl_error_message(),
+                        "context: a job winds up or a backend is being closed");
+    pthread_mutex_lock(&stay.lock);
+    stay.left = true;
+    pthread_cond_broadcast(&stay.changed);
+    pthread_mutex_unlock(&stay.lock);
+    assert_int_equal(pthread_join(thread, &failed), 0);
+    assert_null(failed);
+    rig_close(&rig);
+    script_fini(&script);
+}
+
+static void note_release(void *user)
+{
+    ++*(unsigned *)user;
+}
+
+/* The last callbacks belong to the thread that polls. */
+static void context_free_leaves_callbacks_to_who_polls(void **state)
+{
+    struct rig rig = {.no_log = true};
+    struct script script;
+    unsigned released = 0;
+    blkrepl_image_options o = {.struct_size = sizeof o, .user = &released, .release = note_release};
+    blkrepl_image *image;
+
+    (void)state;
+    rig_open(&rig, NULL);
+    script_init(&script, MIB);
+    script.ctx = rig.ctx;
+    script.opened = true;
+    assert_int_equal(blkrepl_image_open(rig.ctx, &script_ops, &script, &o, &image), 0);
+    blkrepl_image_close(image);
+    atomic_store(&rig.ctx->lanes[0].polling, true);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_string_equal(blkrepl_error_message(),
+                        "context: a job winds up or a backend is being closed");
+    assert_int_equal(released, 0);
+    atomic_store(&rig.ctx->lanes[0].polling, false);
+    rig_close(&rig);
+    assert_int_equal(released, 1);
+    script_fini(&script);
+}
+
 static struct machine *shut_order[2];
 static unsigned shut_count;
 
@@ -254,9 +465,14 @@ int main(void)
         cmocka_unit_test(context_refuses_bad_options_and_releases_the_sink),
         cmocka_unit_test(context_passes_the_entropy_hook_s_code_on_or_takes_its_seed),
         cmocka_unit_test(context_that_gets_no_memory_leaks_none),
+#ifdef __linux__
+        cmocka_unit_test(context_says_what_the_system_refuses),
+#endif
         cmocka_unit_test(context_time_never_runs_backwards),
         cmocka_unit_test(context_free_names_what_remains),
         cmocka_unit_test(context_free_notices_other_threads),
+        cmocka_unit_test(context_free_waits_for_who_is_inside_a_backend),
+        cmocka_unit_test(context_free_leaves_callbacks_to_who_polls),
         cmocka_unit_test(context_free_shuts_jobs_down_once_and_wakes_pollers),
         cmocka_unit_test(context_free_frees_its_helper),
     };

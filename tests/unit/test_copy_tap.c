@@ -365,6 +365,24 @@ static void tap_timeout_under_guest_write_fails_fails_the_write_only(void **stat
     copy_rig_close(&r);
 }
 
+/* A guest that has timed out waits without a deadline until it has looked; no clock
+ * reaches that. */
+static void tap_timeout_ends_with_a_clock_at_its_limit(void **state)
+{
+    struct copy_rig r;
+    struct done write;
+
+    (void)state;
+    rig(&r, true, 4, TIMEOUT);
+    r.target.hold = 0x7e;
+    copy_rig_write(&r, 0, 100, &write);
+    r.rig.now = UINT64_MAX;
+    rig_poll(&r.rig);
+    done_assert(&write, -ETIMEDOUT);
+    assert_int_equal(r.job.error_count, 1);
+    copy_rig_close(&r);
+}
+
 static void tap_time_starts_anew_when_a_copy_has_ended_for_the_guest(void **state)
 {
     struct copy_rig r;
@@ -530,6 +548,7 @@ int main(void)
         cmocka_unit_test(tap_timeout_breaks_the_backup_not_the_guest),
         cmocka_unit_test(tap_timeout_of_a_starved_guest_blames_the_target),
         cmocka_unit_test(tap_timeout_under_guest_write_fails_fails_the_write_only),
+        cmocka_unit_test(tap_timeout_ends_with_a_clock_at_its_limit),
         cmocka_unit_test(tap_time_starts_anew_when_a_copy_has_ended_for_the_guest),
         cmocka_unit_test(tap_time_of_a_starved_guest_runs_on),
         cmocka_unit_test(tap_without_a_timeout_waits_for_ever),

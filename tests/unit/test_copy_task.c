@@ -104,6 +104,7 @@ static const struct answer answers[] = {
     {"short within a cluster", 65536, 4, {{100, DATA, 0}}, false, 4096},
     {"short, zero", 65536, 4, {{8192, ZERO, 0}}, true, 8192},
     {"short zero within a cluster", 65536, 4, {{100, ZERO, 0}}, false, 4096},
+    {"an unknown flag", 65536, 4, {{16384, ZERO | 8, 0}}, false, 16384},
     {"nothing", 65536, 4, {{0, 0, 0}}, false, 16384},
     {"too much", 65536, 4, {{16385, ZERO, 0}}, false, 16384},
     {"too much by wrapping", 65536, 4, {{1, ZERO, 0}, {UINT64_MAX, ZERO, 0}}, false, 16384},
@@ -378,6 +379,97 @@ static void fail_step(uint32_t opcode, bool zero, uint32_t side, const char *tex
     copy_rig_close(&r);
 }
 
+/* A run that waits was claimed as zeroes; nobody knows that any more, and a guest
+ * waits for it: it saves what its buffer holds, the rest is to do again. */
+static void task_that_is_longer_than_its_buffer_gives_the_rest_back(void **state)
+{
+    struct copy_rig r;
+    struct copy_task *task;
+    struct done old;
+    struct done write;
+
+    (void)state;
+    copy_rig_init(&r, 64 * KIB);
+    r.source.hold = OP(WRITE);
+    r.target.hold = 0x7e;
+    copy_rig_open(&r, NULL); /* buffers of 4 clusters */
+    copy_rig_write(&r, 100, 200, &old);
+    copy_rig_start(&r);
+    task = copy_rig_task(&r, 0, 8, false);
+    assert_int_equal(task->state, COPY_CLAIMED);
+    copy_rig_write(&r, 3 * CLUSTER, 4 * CLUSTER, &write);
+    assert_true(task->urgent);
+    r.source.hold = 0;
+    script_end(&r.source, 0, 0);
+    rig_poll(&r.rig);
+    copy_rig_check(&r);
+    assert_int_equal(script_count(&r.source, BLKREPL_OP_STATUS), 0); /* a guest waits */
+    assert_int_equal(task->state, COPY_WRITE);
+    assert_int_equal(task->end, 4 * CLUSTER);
+    assert_int_equal(r.copy.todo.set_count, 12);
+    assert_int_equal(blkrepl__hbitmap_next_set(&r.copy.todo, 0, 16), 4);
+    done_assert(&old, 0);
+    done_assert(&write, 0);
+    script_end_all(&r.target);
+    rig_poll(&r.rig);
+    assert_memory_equal(r.target.disk + 200, r.old + 200, 4 * CLUSTER - 200);
+    copy_rig_close(&r);
+}
+
+/* One look ahead at a time: the answer of the other would be thrown away. */
+static void task_beside_a_look_ahead_asks_for_its_own_range(void **state)
+{
+    struct copy_rig r;
+    struct copy_task *first;
+    struct copy_task *second;
+
+    (void)state;
+    copy_rig_init(&r, 64 * KIB);
+    r.source.hold = OP(STATUS);
+    copy_rig_open(&r, NULL);
+    copy_rig_start(&r);
+    r.copy.settled_writes = true;
+    first = copy_rig_task(&r, 0, 2, false);
+    second = copy_rig_task(&r, 2, 2, false);
+    assert_true(first->probe && !second->probe);
+    assert_int_equal(r.source.waiting[0]->bytes, 64 * KIB);
+    assert_int_equal(r.source.waiting[1]->bytes, 2 * CLUSTER);
+    script_end(&r.source, 1, 0);
+    rig_poll(&r.rig);
+    assert_true(r.copy.probing);
+    assert_int_equal(r.copy.known_count, 0);
+    script_end(&r.source, 0, 0);
+    rig_poll(&r.rig);
+    assert_false(r.copy.probing);
+    assert_int_equal(r.copy.known_count, 1);
+    copy_rig_close(&r);
+}
+
+/* A list that is full to the last extent says nothing about what comes after. */
+static void task_believes_a_full_list_as_far_as_it_goes(void **state)
+{
+    (void)state;
+    for (int zero = 0; zero < 2; zero++) {
+        struct copy_rig r;
+        struct copy_task *task;
+
+        copy_rig_init(&r, 64 * KIB);
+        for (unsigned i = 0; i < SCRIPT_EXTENTS; i++) {
+            r.source.map[i] =
+                (blkrepl_extent){.bytes = 2 * CLUSTER / COPY_EXTENTS, .flags = zero ? ZERO : DATA};
+        }
+        r.source.hold = OP(READ);
+        r.target.hold = 0x7e;
+        copy_rig_open(&r, NULL);
+        copy_rig_start(&r);
+        task = copy_rig_task(&r, 0, 4, false);
+        assert_int_equal(task->zero, zero);
+        assert_int_equal(task->end, 2 * CLUSTER);
+        assert_int_equal(r.copy.todo.set_count, 14);
+        copy_rig_close(&r);
+    }
+}
+
 static void task_that_fails_stops_the_engine_and_says_where(void **state)
 {
     (void)state;
@@ -387,6 +479,28 @@ static void task_that_fails_stops_the_engine_and_says_where(void **state)
               "job \"j\": target write at 8192+8192: No space left on device");
     fail_step(BLKREPL_OP_ZEROES, true, BLKREPL_SIDE_TARGET,
               "job \"j\": target write of zeroes at 8192+8192: No space left on device");
+}
+
+/* Only zeroes have another way: elsewhere a refusal is an error like others. */
+static void task_whose_data_are_refused_fails(void **state)
+{
+    (void)state;
+    for (int at_target = 0; at_target < 2; at_target++) {
+        struct copy_rig r;
+
+        copy_rig_init(&r, 64 * KIB);
+        r.source.result[BLKREPL_OP_READ] = at_target == 0 ? -ENOTSUP : 0;
+        r.target.result[BLKREPL_OP_WRITE] = -ENOTSUP;
+        copy_rig_open(&r, NULL);
+        copy_rig_start(&r);
+        copy_rig_task(&r, 0, 2, false);
+        assert_true(r.copy.failed && !r.copy.zeroes_refused);
+        assert_int_equal(r.job.cause.code, -ENOTSUP);
+        assert_int_equal(r.job.cause.side,
+                         at_target == 0 ? BLKREPL_SIDE_SOURCE : BLKREPL_SIDE_TARGET);
+        assert_int_equal(script_count(&r.target, 0), at_target);
+        copy_rig_close(&r);
+    }
 }
 
 static void task_for_a_guest_that_fails_under_guest_write_fails_is_to_do_again(void **state)
@@ -480,7 +594,11 @@ int main(void)
         cmocka_unit_test(task_that_is_urgent_reads_as_a_guest_and_writes_before_other_copies),
         cmocka_unit_test(task_holds_its_range_until_read_or_until_written),
         cmocka_unit_test(task_waits_for_a_write_from_before_the_point_in_time),
+        cmocka_unit_test(task_that_is_longer_than_its_buffer_gives_the_rest_back),
+        cmocka_unit_test(task_beside_a_look_ahead_asks_for_its_own_range),
+        cmocka_unit_test(task_believes_a_full_list_as_far_as_it_goes),
         cmocka_unit_test(task_that_fails_stops_the_engine_and_says_where),
+        cmocka_unit_test(task_whose_data_are_refused_fails),
         cmocka_unit_test(task_for_a_guest_that_fails_under_guest_write_fails_is_to_do_again),
         cmocka_unit_test(task_is_abandoned_in_every_state),
         cmocka_unit_test(task_that_is_queued_is_taken_back),

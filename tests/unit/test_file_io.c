@@ -8,8 +8,10 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/uio.h>
 
 #include "unit/backend_io.h"
+#include "unit/fault.h"
 
 #define BYTES (256u * 1024)
 #define PIECES 3000
@@ -23,6 +25,79 @@ struct fixture {
     blkrepl_iovec iov[PIECES];
     uint64_t seed;
 };
+
+#ifdef __linux__
+
+static struct {
+    struct fault flagged; /* transfers with flags */
+    struct fault plain;
+    struct fault sync;
+    unsigned flagged_calls;
+    unsigned plain_calls;
+    unsigned sync_calls;
+} fake;
+
+ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+    ssize_t (*real)(int fd, const struct iovec *iov, int count, off_t offset, int flags);
+
+    fake.flagged_calls++;
+    if (fault_due(&fake.flagged)) {
+        return -1;
+    }
+    fault_real(&real, "preadv64v2", "preadv2");
+    return real(fd, iov, count, offset, flags);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+    ssize_t (*real)(int fd, const struct iovec *iov, int count, off_t offset, int flags);
+
+    fake.flagged_calls++;
+    if (fault_due(&fake.flagged)) {
+        return -1;
+    }
+    fault_real(&real, "pwritev64v2", "pwritev2");
+    return real(fd, iov, count, offset, flags);
+}
+
+ssize_t preadv(int fd, const struct iovec *iov, int count, off_t offset)
+{
+    ssize_t (*real)(int fd, const struct iovec *iov, int count, off_t offset);
+
+    fake.plain_calls++;
+    if (fault_due(&fake.plain)) {
+        return -1;
+    }
+    fault_real(&real, "preadv64", "preadv");
+    return real(fd, iov, count, offset);
+}
+
+ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t offset)
+{
+    ssize_t (*real)(int fd, const struct iovec *iov, int count, off_t offset);
+
+    fake.plain_calls++;
+    if (fault_due(&fake.plain)) {
+        return -1;
+    }
+    fault_real(&real, "pwritev64", "pwritev");
+    return real(fd, iov, count, offset);
+}
+
+int fdatasync(int fd)
+{
+    int (*real)(int fd);
+
+    fake.sync_calls++;
+    if (fault_due(&fake.sync)) {
+        return -1;
+    }
+    fault_real(&real, "fdatasync", "fdatasync");
+    return real(fd);
+}
+
+#endif
 
 static void set_up(struct fixture *f, bool in_memory)
 {
@@ -233,6 +308,92 @@ static void file_io_sync_fails_as_the_system_says(void **state)
     assert_int_equal(blkrepl__file_sync(&file), -EBADF);
 }
 
+#ifdef __linux__
+
+/* What is refused is not asked again; a true error says nothing about what the
+ * file can do, and comes up in the call that may block. */
+static void file_io_tells_a_refusal_from_an_error(void **state)
+{
+    static const int refusals[] = {EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL};
+    static struct fixture f;
+
+    (void)state;
+    set_up(&f, false);
+    for (unsigned i = 0; i <= ARRAY_COUNT(refusals); i++) {
+        bool refused = i < ARRAY_COUNT(refusals);
+        uint64_t done = 0;
+        blkrepl_io io = make_io(&f, BLKREPL_OP_READ, 0, 100, 1);
+
+        f.file.no_nowait_read = false;
+        memset(&fake, 0, sizeof fake);
+        fake.flagged = (struct fault){.err = refused ? refusals[i] : EIO, .times = 1};
+        assert_int_equal(blkrepl__file_transfer(&f.file, &io, true, &done), FILE_WOULD_BLOCK);
+        assert_int_equal(blkrepl__file_may_nowait(&f.file, &io), !refused);
+        assert_false(f.file.no_nowait_write);
+        fake.plain = (struct fault){.err = ENXIO, .times = 1};
+        assert_int_equal(blkrepl__file_transfer(&f.file, &io, false, &done), -ENXIO);
+        assert_int_equal(blkrepl__file_transfer(&f.file, &io, false, &done), 0);
+        assert_int_equal(done, 100);
+    }
+    tear_down(&f);
+}
+
+/* A write that must be durable and cannot be by itself is so by a sync of all,
+ * and an error of either is the write's. */
+static void file_io_without_durable_writes_syncs(void **state)
+{
+    static struct fixture f;
+    uint64_t done = 0;
+    blkrepl_io io;
+
+    (void)state;
+    set_up(&f, false);
+    memset(&fake, 0, sizeof fake);
+    io = make_io(&f, BLKREPL_OP_WRITE, 0, 100, 1);
+    io.flags = BLKREPL_IO_FUA;
+    fake.flagged = (struct fault){.err = EIO, .times = 1};
+    assert_int_equal(blkrepl__file_transfer(&f.file, &io, false, &done), -EIO);
+    assert_false(f.file.no_dsync);
+    fake.flagged = (struct fault){.err = EOPNOTSUPP, .times = 1};
+    assert_int_equal(blkrepl__file_transfer(&f.file, &io, false, &done), 0);
+    assert_true(f.file.no_dsync);
+    assert_int_equal(fake.flagged_calls, 2);
+    assert_int_equal(fake.plain_calls, 1);
+    assert_int_equal(fake.sync_calls, 1);
+    done = 0;
+    fake.sync = (struct fault){.err = ENOSPC, .times = 1};
+    assert_int_equal(blkrepl__file_transfer(&f.file, &io, false, &done), -ENOSPC);
+    assert_int_equal(fake.flagged_calls, 2);
+    /* A write that need not be durable does not wait for that. */
+    done = 0;
+    io.flags = 0;
+    assert_int_equal(blkrepl__file_transfer(&f.file, &io, false, &done), 0);
+    assert_int_equal(fake.sync_calls, 2);
+    tear_down(&f);
+}
+
+static void file_io_goes_on_after_a_signal(void **state)
+{
+    static struct fixture f;
+    uint64_t done = 0;
+    blkrepl_io io;
+
+    (void)state;
+    set_up(&f, false);
+    memset(&fake, 0, sizeof fake);
+    io = make_io(&f, BLKREPL_OP_WRITE, 0, 5000, 4);
+    fake.plain = (struct fault){.err = EINTR, .times = 3};
+    assert_int_equal(blkrepl__file_transfer(&f.file, &io, false, &done), 0);
+    assert_int_equal(done, 5000);
+    assert_int_equal(fake.plain_calls, 4);
+    fake.sync = (struct fault){.err = EINTR, .times = 2};
+    assert_int_equal(blkrepl__file_sync(&f.file), 0);
+    assert_int_equal(fake.sync_calls, 3);
+    tear_down(&f);
+}
+
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -243,6 +404,11 @@ int main(void)
         cmocka_unit_test(file_io_remembers_what_is_refused),
         cmocka_unit_test(file_io_writes_durably),
         cmocka_unit_test(file_io_sync_fails_as_the_system_says),
+#ifdef __linux__
+        cmocka_unit_test(file_io_tells_a_refusal_from_an_error),
+        cmocka_unit_test(file_io_without_durable_writes_syncs),
+        cmocka_unit_test(file_io_goes_on_after_a_signal),
+#endif
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,8 +14,78 @@
 
 #include "base/checked.h"
 #include "unit/backend_io.h"
+#include "unit/fault.h"
 
 #define ITEMS 256
+
+#ifdef __linux__
+
+static struct {
+    struct fault thread;
+    struct fault mutex;
+    struct fault cond;
+    struct fault affinity;
+    long cpus; /* 0: as many as there are */
+} fake;
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *),
+                   void *arg)
+{
+    int (*real)(pthread_t * thread, const pthread_attr_t *attributes, void *(*run)(void *),
+                void *arg);
+
+    if (fault_due(&fake.thread)) {
+        return fake.thread.err;
+    }
+    fault_real(&real, "pthread_create", "pthread_create");
+    return real(thread, attributes, run, arg);
+}
+
+int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes)
+{
+    int (*real)(pthread_mutex_t * mutex, const pthread_mutexattr_t *attributes);
+
+    if (fault_due(&fake.mutex)) {
+        return fake.mutex.err;
+    }
+    fault_real(&real, "pthread_mutex_init", "pthread_mutex_init");
+    return real(mutex, attributes);
+}
+
+int pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attributes)
+{
+    int (*real)(pthread_cond_t * cond, const pthread_condattr_t *attributes);
+
+    if (fault_due(&fake.cond)) {
+        return fake.cond.err;
+    }
+    fault_real(&real, "pthread_cond_init", "pthread_cond_init");
+    return real(cond, attributes);
+}
+
+int sched_getaffinity(pid_t pid, size_t bytes, cpu_set_t *set)
+{
+    int (*real)(pid_t pid, size_t bytes, cpu_set_t * set);
+
+    if (fault_due(&fake.affinity)) {
+        return -1;
+    }
+    fault_real(&real, "sched_getaffinity", "sched_getaffinity");
+    return real(pid, bytes, set);
+}
+
+long sysconf(int name)
+{
+    long (*real)(int name);
+
+    if (name == _SC_NPROCESSORS_ONLN && fake.cpus != 0) {
+        return fake.cpus;
+    }
+    fault_real(&real, "sysconf", "sysconf");
+    return real(name);
+}
+
+#endif
 
 /* A client that notes the order in which items are done and can hold them. */
 struct worker {
@@ -431,6 +501,95 @@ static void file_pool_works_without_threads(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+#ifdef __linux__
+
+/* While no thread can be had the adder does the work; it is tried again, and who
+ * was got does what the others would have done. */
+static void file_pool_goes_on_with_the_threads_it_gets(void **state)
+{
+    struct worker w;
+
+    (void)state;
+    set_up(&w, 4);
+    fake.thread = (struct fault){.err = EAGAIN, .times = 100};
+    add(&w, 0, "raA");
+    assert_string_equal(w.order, "Aar"); /* done when add() is back */
+    assert_int_equal(stats(&w).threads, 0);
+    wait_all(&w, 0, 3);
+    fake.thread = (struct fault){.err = EAGAIN, .after = 2, .times = 1};
+    hold(&w, true);
+    add(&w, 3, "ABCD");
+    wait_begun(&w, 3 + 2);
+    assert_int_equal(stats(&w).threads, 2);
+    assert_int_equal(stats(&w).queued, 2);
+    add(&w, 7, "E");
+    wait_begun(&w, 3 + 4);
+    assert_int_equal(stats(&w).threads, 4);
+    hold(&w, false);
+    wait_all(&w, 3, 8);
+    tear_down(&w);
+}
+
+static long pool_memory;
+
+static void *count_zalloc(void *user, size_t bytes)
+{
+    (void)user;
+    pool_memory++;
+    return calloc(1, bytes);
+}
+
+static void count_free(void *user, void *memory)
+{
+    (void)user;
+    pool_memory--;
+    free(memory);
+}
+
+static void file_pool_without_a_lock_is_not_created(void **state)
+{
+    struct fault *const faults[] = {&fake.mutex, &fake.cond};
+    struct file_pool *pool;
+    struct alloc alloc;
+
+    (void)state;
+    assert_int_equal(blkrepl__alloc_init(&alloc, NULL), 0);
+    alloc.hooks.zalloc = count_zalloc;
+    alloc.hooks.free = count_free;
+    for (unsigned i = 0; i < ARRAY_COUNT(faults); i++) {
+        *faults[i] = (struct fault){.err = EAGAIN, .times = 1};
+        assert_int_equal(blkrepl__file_pool_create(&alloc, 2, &pool), -ENOMEM);
+        assert_int_equal(pool_memory, 0);
+    }
+}
+
+/* "One per CPU this thread may use": where that is not told, one per CPU. */
+static void file_pool_counts_the_cpus(void **state)
+{
+    static const struct {
+        long cpus;
+        uint32_t threads;
+    } cases[] = {{3, 3}, {2, 2}, {1, 1}, {-1, 1}, {64, 4}};
+    struct worker w;
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_COUNT(cases); i++) {
+        fake.affinity = (struct fault){.err = EINVAL, .times = 1};
+        fake.cpus = cases[i].cpus;
+        set_up(&w, 0);
+        fake.cpus = 0;
+        hold(&w, true);
+        add(&w, 0, "ABCDEFGHI");
+        wait_begun(&w, cases[i].threads);
+        assert_int_equal(stats(&w).threads, cases[i].threads);
+        hold(&w, false);
+        wait_all(&w, 0, 9);
+        tear_down(&w);
+    }
+}
+
+#endif
+
 /* ---- Many at once ----------------------------------------------------------------- */
 
 #define CROWD 4
@@ -555,6 +714,11 @@ int main(void)
         cmocka_unit_test(file_pool_helper_leaves_what_would_block),
         cmocka_unit_test(file_pool_cancels_what_is_queued),
         cmocka_unit_test(file_pool_works_without_threads),
+#ifdef __linux__
+        cmocka_unit_test(file_pool_goes_on_with_the_threads_it_gets),
+        cmocka_unit_test(file_pool_without_a_lock_is_not_created),
+        cmocka_unit_test(file_pool_counts_the_cpus),
+#endif
         cmocka_unit_test(file_pool_serves_many_threads),
         cmocka_unit_test(file_pool_without_memory_is_not_created),
         cmocka_unit_test(file_pool_by_default_has_at_most_four_threads),

@@ -6,10 +6,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <sys/stat.h>
+#ifdef __linux__
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#endif
 
 #include "block/file_status.h"
 #include "unit/backend_io.h"
+#include "unit/fault.h"
 
 #define BYTES (1024u * 1024)
 
@@ -79,6 +86,135 @@ static uint64_t blocks_used(const struct fixture *f)
 }
 
 #ifdef __linux__
+
+/* ---- The system, as far as a device needs it --------------------------------- */
+
+static struct {
+    bool device; /* what is done to a file is done as to a device of this kind: */
+    int sector_bytes;
+    uint64_t bytes;
+    size_t pwrite_most; /* 0: no limit */
+    struct fault ioctl;
+    struct fault fallocate;
+    struct fault pwrite;
+    struct fault lseek;
+    /* What was asked for. */
+    unsigned punches;
+    unsigned zeroouts;
+    unsigned discards;
+    uint64_t range[2];
+} fake;
+
+ssize_t pwrite(int fd, const void *data, size_t bytes, off_t offset)
+{
+    ssize_t (*real)(int fd, const void *data, size_t bytes, off_t offset);
+
+    if (fault_due(&fake.pwrite)) {
+        return fake.pwrite.err == 0 ? 0 : -1;
+    }
+    if (fake.pwrite_most != 0 && bytes > fake.pwrite_most) {
+        bytes = fake.pwrite_most;
+    }
+    fault_real(&real, "pwrite64", "pwrite");
+    return real(fd, data, bytes, offset);
+}
+
+int fallocate(int fd, int mode, off_t offset, off_t bytes)
+{
+    int (*real)(int fd, int mode, off_t offset, off_t bytes);
+
+    if (fault_due(&fake.fallocate)) {
+        return -1;
+    }
+    fake.punches += (mode & FALLOC_FL_PUNCH_HOLE) != 0;
+    fake.range[0] = (uint64_t)offset;
+    fake.range[1] = (uint64_t)bytes;
+    fault_real(&real, "fallocate64", "fallocate");
+    return real(fd, mode, offset, bytes);
+}
+
+off_t lseek(int fd, off_t offset, int whence)
+{
+    off_t (*real)(int fd, off_t offset, int whence);
+
+    if (fault_due(&fake.lseek)) {
+        return -1;
+    }
+    fault_real(&real, "lseek64", "lseek");
+    return real(fd, offset, whence);
+}
+
+static int fake_ask(bool known, void *answer, const void *value, size_t bytes)
+{
+    if (!known) {
+        errno = EINVAL;
+        return -1;
+    }
+    memcpy(answer, value, bytes);
+    return 0;
+}
+
+static int fake_zeroout(int fd, const uint64_t *range)
+{
+    static const char zeroes[BYTES];
+
+    fake.zeroouts++;
+    memcpy(fake.range, range, sizeof fake.range);
+    return pwrite(fd, zeroes, (size_t)range[1], (off_t)range[0]) == (ssize_t)range[1] ? 0 : -1;
+}
+
+#ifdef __GLIBC__
+int ioctl(int fd, unsigned long request, ...)
+#else
+int ioctl(int fd, int request, ...)
+#endif
+{
+    va_list args;
+    void *arg;
+
+    va_start(args, request);
+    arg = va_arg(args, void *);
+    va_end(args);
+    if (!fake.device) {
+        errno = ENOTTY;
+        return -1;
+    }
+    if (fault_due(&fake.ioctl)) {
+        return -1;
+    }
+    switch ((unsigned long)request) {
+    case BLKSSZGET:
+        return fake_ask(fake.sector_bytes != 0, arg, &fake.sector_bytes, sizeof fake.sector_bytes);
+    case BLKGETSIZE64: return fake_ask(fake.bytes != 0, arg, &fake.bytes, sizeof fake.bytes);
+    case BLKZEROOUT: return fake_zeroout(fd, arg);
+    case BLKDISCARD:
+        fake.discards++;
+        memcpy(fake.range, arg, sizeof fake.range);
+        return 0;
+    default: abort();
+    }
+}
+
+/* The file is a device of 4096-byte sectors from here to tear_down(). */
+static void set_up_device(struct fixture *f)
+{
+    set_up(f, true);
+    memset(&fake, 0, sizeof fake);
+    fake.device = true;
+    fake.sector_bytes = 4096;
+    fake.bytes = BYTES;
+    f->file.device = true;
+    f->file.in_memory = false;
+    assert_int_equal(blkrepl__file_measure(&f->file), 0);
+}
+
+static void tear_down_device(struct fixture *f)
+{
+    memset(&fake, 0, sizeof fake);
+    tear_down(f);
+}
+
+/* ---- Tests -------------------------------------------------------------------- */
 
 static void check_random_zeroes(struct fixture *f, uint32_t flags)
 {
@@ -241,6 +377,145 @@ static void file_space_of_a_device_goes_by_sectors(void **state)
     tear_down(&f);
 }
 
+/* The device is asked first; what it does not tell, or what makes no sense, is
+ * found out otherwise. */
+static void file_space_measures_a_device(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    set_up_device(&f);
+    assert_int_equal(f.file.sector_bytes, 4096);
+    assert_int_equal(f.file.bytes, BYTES);
+    fake.bytes = UINT64_C(5) << 40;
+    fake.sector_bytes = 520;
+    assert_int_equal(blkrepl__file_measure(&f.file), 0);
+    assert_int_equal(f.file.sector_bytes, 512);
+    assert_int_equal(f.file.bytes, UINT64_C(5) << 40);
+    fake.bytes = 0;
+    fake.sector_bytes = 0;
+    assert_int_equal(blkrepl__file_measure(&f.file), 0);
+    assert_int_equal(f.file.sector_bytes, 512);
+    assert_int_equal(f.file.bytes, BYTES); /* where the end is */
+    fake.lseek = (struct fault){.err = EIO, .times = 1};
+    assert_int_equal(blkrepl__file_measure(&f.file), -EIO);
+    tear_down_device(&f);
+}
+
+/* Whole sectors by the device, the rest by writes, nothing else touched. */
+static void file_space_zeroes_a_device_exactly(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    for (int may_unmap = 0; may_unmap < 2; may_unmap++) {
+        set_up_device(&f);
+        assert_int_equal(
+            zero(&f, 8192 - 700, 4096 + 700 + 30, may_unmap == 1 ? BLKREPL_IO_MAY_UNMAP : 0), 0);
+        memset(f.model + 8192 - 700, 0, 4096 + 700 + 30);
+        check_content(&f);
+        assert_int_equal(fake.punches, may_unmap);
+        assert_int_equal(fake.zeroouts, 1 - may_unmap);
+        assert_int_equal(fake.range[0], 8192);
+        assert_int_equal(fake.range[1], 4096);
+        tear_down_device(&f);
+    }
+}
+
+/* A signal or a write that is cut short is no error. */
+static void file_space_goes_on_after_an_interruption(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    set_up_device(&f);
+    fake.ioctl = (struct fault){.err = EINTR, .times = 2};
+    assert_int_equal(zero(&f, 4096, 4096, 0), 0);
+    assert_int_equal(fake.zeroouts, 1);
+    fake.pwrite = (struct fault){.err = EINTR, .after = 1, .times = 2};
+    fake.pwrite_most = 4096;
+    assert_int_equal(zero(&f, 8192 - 300, 4096 + 300, 0), 0);
+    fake.pwrite_most = 100;
+    fake.fallocate = (struct fault){.err = EINTR, .times = 3};
+    assert_int_equal(zero(&f, 65536, 4096 + 4000, BLKREPL_IO_MAY_UNMAP), 0);
+    fake.pwrite_most = 0;
+    assert_int_equal(fake.punches, 1);
+    memset(f.model + 4096, 0, 8192);
+    memset(f.model + 65536, 0, 8096);
+    check_content(&f);
+    fake.ioctl = (struct fault){.err = EINTR, .times = 1};
+    assert_int_equal(discard(&f, 0, 4096), 0);
+    assert_int_equal(fake.discards, 1);
+    tear_down_device(&f);
+}
+
+static void file_space_passes_a_device_s_errors_on(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    set_up_device(&f);
+    fake.ioctl = (struct fault){.err = EIO, .times = 1};
+    assert_int_equal(zero(&f, 0, 4096, 0), -EIO);
+    fake.ioctl = (struct fault){.err = ENOSPC, .times = 1};
+    assert_int_equal(discard(&f, 0, 4096), -ENOSPC);
+    fake.fallocate = (struct fault){.err = EPERM, .times = 1};
+    assert_int_equal(zero(&f, 0, 4096, BLKREPL_IO_MAY_UNMAP), -EPERM);
+    assert_false(f.file.no_punch);
+    check_content(&f);
+    /* The edge before the first sector, then the one behind the last. */
+    fake.pwrite = (struct fault){.err = EROFS, .times = 1};
+    assert_int_equal(zero(&f, 4000, 4192, BLKREPL_IO_MAY_UNMAP), -EROFS);
+    fake.pwrite = (struct fault){.err = ENXIO, .times = 1};
+    assert_int_equal(zero(&f, 4096, 5000, BLKREPL_IO_MAY_UNMAP), -ENXIO);
+    fake.pwrite = (struct fault){.err = 0, .times = 1}; /* takes no more */
+    assert_int_equal(zero(&f, 4096, 5000, BLKREPL_IO_MAY_UNMAP), -EIO);
+    tear_down_device(&f);
+}
+
+/* Sectors are discarded whole, and not being able to is no error. */
+static void file_space_discards_whole_sectors_of_a_device(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    set_up_device(&f);
+    assert_int_equal(discard(&f, 4095, 8194), 0);
+    assert_int_equal(fake.discards, 1);
+    assert_int_equal(fake.range[0], 4096);
+    assert_int_equal(fake.range[1], 8192);
+    assert_int_equal(discard(&f, 1, 4095), 0); /* no whole sector */
+    assert_int_equal(discard(&f, 4096, 4095), 0);
+    assert_int_equal(fake.discards, 1);
+    fake.ioctl = (struct fault){.err = EOPNOTSUPP, .times = 1};
+    assert_int_equal(discard(&f, 0, 4096), 0);
+    assert_int_equal(fake.discards, 1);
+    check_content(&f);
+    tear_down_device(&f);
+}
+
+/* Kernels of all ages: none of these is an error, and each is met once. */
+static void file_space_knows_the_ways_to_refuse(void **state)
+{
+    static const int ways[] = {EOPNOTSUPP, ENOSYS, ENOTTY};
+    static struct fixture f;
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_COUNT(ways); i++) {
+        set_up(&f, true);
+        fake.fallocate = (struct fault){.err = ways[i], .times = 1};
+        assert_int_equal(discard(&f, 0, 4096), 0);
+        assert_true(f.file.no_punch);
+        check_content(&f);
+        tear_down(&f);
+        set_up_device(&f);
+        fake.ioctl = (struct fault){.err = ways[i], .times = 1};
+        assert_int_equal(zero(&f, 0, 4096, 0), -ENOTSUP);
+        check_content(&f);
+        tear_down_device(&f);
+    }
+}
+
 #endif
 
 static void file_space_knows_memory(void **state)
@@ -275,6 +550,12 @@ int main(void)
         cmocka_unit_test(file_space_makes_status_forget),
         cmocka_unit_test(file_space_reports_errors),
         cmocka_unit_test(file_space_of_a_device_goes_by_sectors),
+        cmocka_unit_test(file_space_measures_a_device),
+        cmocka_unit_test(file_space_zeroes_a_device_exactly),
+        cmocka_unit_test(file_space_goes_on_after_an_interruption),
+        cmocka_unit_test(file_space_passes_a_device_s_errors_on),
+        cmocka_unit_test(file_space_discards_whole_sectors_of_a_device),
+        cmocka_unit_test(file_space_knows_the_ways_to_refuse),
 #endif
         cmocka_unit_test(file_space_knows_memory),
     };

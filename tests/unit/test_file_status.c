@@ -6,8 +6,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include "unit/backend_io.h"
+#include "unit/fault.h"
 
 #define BLOCK 65536u
 #define DATA (BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ALLOCATED)
@@ -17,6 +19,41 @@ struct fixture {
     char path[64];
     blkrepl_extent extents[16];
 };
+
+#ifdef __linux__
+
+static struct {
+    struct fault fstat;
+    struct file *changes; /* another thread makes a hole while this file is asked */
+    bool backwards;       /* SEEK_HOLE finds what lies behind us */
+} fake;
+
+int fstat(int fd, struct stat *st)
+{
+    int (*real)(int fd, struct stat *st);
+
+    if (fault_due(&fake.fstat)) {
+        return -1;
+    }
+    fault_real(&real, "fstat64", "fstat");
+    return real(fd, st);
+}
+
+off_t lseek(int fd, off_t offset, int whence)
+{
+    off_t (*real)(int fd, off_t offset, int whence);
+
+    if (whence == SEEK_HOLE && fake.changes != NULL) {
+        blkrepl__file_status_forget(fake.changes);
+    }
+    if (whence == SEEK_HOLE && fake.backwards) {
+        return 0;
+    }
+    fault_real(&real, "lseek64", "lseek");
+    return real(fd, offset, whence);
+}
+
+#endif
 
 /* 16 blocks, all holes. */
 static void set_up(struct fixture *f, bool in_memory)
@@ -173,6 +210,49 @@ static void file_status_of_a_shortened_file_is_data(void **state)
     tear_down(&f);
 }
 
+#ifdef __linux__
+
+/* Between our question and the answer a hole was made: the answer may already be
+ * wrong, so it is given, but not remembered. */
+static void file_status_does_not_remember_what_changes_meanwhile(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    set_up(&f, true);
+    put(&f, 2, 4);
+    fake.changes = &f.file;
+    assert_int_equal(ask(&f, 2 * BLOCK, BLOCK, 16, false), 0);
+    expect_extent(&f, 0, BLOCK, DATA);
+    assert_int_equal(ask(&f, 2 * BLOCK, BLOCK, 16, true), FILE_WOULD_BLOCK);
+    fake.changes = NULL;
+    assert_int_equal(ask(&f, 2 * BLOCK, BLOCK, 16, false), 0);
+    assert_int_equal(ask(&f, 2 * BLOCK, BLOCK, 16, true), 0);
+    tear_down(&f);
+}
+
+/* In doubt it is data: of a system that contradicts itself, and of a file whose
+ * length cannot be known. */
+static void file_status_in_doubt_is_data(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    set_up(&f, true);
+    put(&f, 2, 4);
+    fake.backwards = true;
+    assert_int_equal(ask(&f, 2 * BLOCK, 8 * BLOCK, 16, false), 0);
+    fake.backwards = false;
+    expect_extent(&f, 0, 8 * BLOCK, DATA);
+    expect_extent(&f, 1, 0, 0);
+    fake.fstat = (struct fault){.err = EIO, .times = 1};
+    assert_int_equal(ask(&f, 8 * BLOCK, 8 * BLOCK, 16, false), 0);
+    expect_extent(&f, 0, 8 * BLOCK, BLKREPL_EXTENT_DATA);
+    tear_down(&f);
+}
+
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -180,6 +260,10 @@ int main(void)
         cmocka_unit_test(file_status_remembers_data),
         cmocka_unit_test(file_status_that_cannot_be_told_is_data),
         cmocka_unit_test(file_status_of_a_shortened_file_is_data),
+#ifdef __linux__
+        cmocka_unit_test(file_status_does_not_remember_what_changes_meanwhile),
+        cmocka_unit_test(file_status_in_doubt_is_data),
+#endif
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -119,6 +119,11 @@ static void image_open_that_is_refused_releases_and_leaves_the_backend_alone(voi
         assert_int_equal(script.closed, 0);
     }
     script.info_result = 0;
+    o = options_of("x");
+    o.struct_size = 8; /* too small for the release to be in it */
+    assert_int_equal(open_with(&rig, &script, &o, &image), -EINVAL);
+    assert_non_null(strstr(blkrepl_error_message(), "image: options"));
+    assert_int_equal(released, 0);
     name[BLKREPL_NAME_MAX] = '\0';
     o = options_of(name);
     assert_int_equal(open_with(&rig, &script, &o, &image), 0);

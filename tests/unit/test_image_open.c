@@ -109,6 +109,25 @@ static void open_refuses_bad_arguments_and_releases(void **state)
     rig_close(&rig);
 }
 
+/* Of options that are too small nothing but their size is read. */
+static void open_does_not_read_beyond_small_options(void **state)
+{
+    struct rig rig = {.no_log = true};
+    const uint32_t size = sizeof size;
+    void *small = malloc(sizeof size);
+    blkrepl_image *image;
+
+    (void)state;
+    assert_non_null(small);
+    memcpy(small, &size, sizeof size);
+    rig_open(&rig, NULL);
+    assert_int_equal(blkrepl_image_open_memory(rig.ctx, 1, small, &image), -EINVAL);
+    assert_int_equal(blkrepl_image_open_file(rig.ctx, path, NULL, small, &image), -EINVAL);
+    assert_int_equal(blkrepl_image_open_file(rig.ctx, path, small, NULL, &image), -EINVAL);
+    rig_close(&rig);
+    free(small);
+}
+
 static void open_file_knows_its_medium_and_shares_one_pool(void **state)
 {
     struct rig rig = {.no_log = true};
@@ -203,6 +222,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(open_memory_gives_an_image_of_zeroes),
         cmocka_unit_test(open_refuses_bad_arguments_and_releases),
+        cmocka_unit_test(open_does_not_read_beyond_small_options),
         cmocka_unit_test(open_file_knows_its_medium_and_shares_one_pool),
         cmocka_unit_test(open_file_read_only_refuses_writes),
         cmocka_unit_test(open_that_runs_out_of_memory_anywhere_leaks_nothing),

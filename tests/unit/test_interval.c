@@ -436,6 +436,13 @@ static void interval_validate_notices_each_kind_of_damage(void **state)
     root->start = 0;
     expect_invalid(&p, "the nodes are not in order");
     *root = saved;
+    /* Wherever it is. */
+    for (struct interval *node = root->left; node != NULL; node = node->left) {
+        saved = *node;
+        node->end = node->start;
+        expect_invalid(&p, "a range is empty");
+        *node = saved;
+    }
     p.tree.count++;
     expect_invalid(&p, "count is not the number of nodes");
     p.tree.count--;

@@ -3,6 +3,10 @@
 
 #include "unit/rig.h"
 
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
 #include "block/image.h"
 
 #define EVERY 0x7eu
@@ -86,6 +90,80 @@ static void io_complete_runs_nothing_and_takes_no_memory(void **state)
     rig_poll(&b.rig);
     done_assert(&done, 0);
     assert_int_equal(b.rig.heap.calls, calls);
+    bench_close(&b);
+}
+
+#define CROWD 4
+#define CROWD_REQUESTS 64
+
+struct member {
+    pthread_t thread;
+    pthread_barrier_t *barrier;
+    atomic_uint *finished;
+    blkrepl_context *ctx;
+    uint64_t ids[CROWD_REQUESTS];
+    unsigned refused;
+};
+
+static void *complete_all(void *arg)
+{
+    struct member *m = arg;
+
+    pthread_barrier_wait(m->barrier);
+    for (unsigned i = 0; i < CROWD_REQUESTS; i++) {
+        m->refused += blkrepl_io_complete(m->ctx, m->ids[i], 0) != 0;
+    }
+    atomic_fetch_add(m->finished, 1);
+    return NULL;
+}
+
+/* All at once, while somebody would like to sleep: each is handled once, and who
+ * was told that it may sleep is woken. */
+static void completions_of_many_threads_are_each_handled_once(void **state)
+{
+    static struct member crowd[CROWD];
+    static struct done done[CROWD][CROWD_REQUESTS];
+    pthread_barrier_t barrier;
+    struct bench b;
+
+    (void)state;
+    bench_open(&b, NULL);
+    b.disk.hold = EVERY;
+    b.image->leaf->port.info.queue_depth = CROWD * CROWD_REQUESTS;
+    b.disk.info.queue_depth = CROWD * CROWD_REQUESTS;
+    assert_int_equal(pthread_barrier_init(&barrier, NULL, CROWD), 0);
+    for (int round = 0; round < (quick() ? 5 : 300); round++) {
+        struct pollfd pfd = {.fd = blkrepl_poll_fd(b.rig.ctx, 0), .events = POLLIN};
+        atomic_uint finished = 0;
+        uint64_t deadline;
+        int armed = 1;
+
+        for (unsigned i = 0; i < CROWD * CROWD_REQUESTS; i++) {
+            flush(&b, &done[i / CROWD_REQUESTS][i % CROWD_REQUESTS]);
+            crowd[i / CROWD_REQUESTS].ids[i % CROWD_REQUESTS] = b.disk.waiting[i]->id;
+        }
+        b.disk.waiting_count = 0;
+        for (unsigned i = 0; i < CROWD; i++) {
+            crowd[i].barrier = &barrier;
+            crowd[i].finished = &finished;
+            crowd[i].ctx = b.rig.ctx;
+            assert_int_equal(pthread_create(&crowd[i].thread, NULL, complete_all, &crowd[i]), 0);
+        }
+        while (atomic_load(&finished) < CROWD) {
+            armed = blkrepl_poll_arm(b.rig.ctx, 0, &deadline);
+        }
+        for (unsigned i = 0; i < CROWD; i++) {
+            assert_int_equal(pthread_join(crowd[i].thread, NULL), 0);
+            assert_int_equal(crowd[i].refused, 0);
+        }
+        assert_true(armed == 1 || poll(&pfd, 1, 0) == 1);
+        assert_int_equal(rig_poll(&b.rig), CROWD * CROWD_REQUESTS);
+        for (unsigned i = 0; i < CROWD * CROWD_REQUESTS; i++) {
+            done_assert(&done[i / CROWD_REQUESTS][i % CROWD_REQUESTS], 0);
+        }
+        script_forget(&b.disk);
+    }
+    pthread_barrier_destroy(&barrier);
     bench_close(&b);
 }
 
@@ -272,6 +350,73 @@ static void call_gives_away_a_bounded_number_and_leaves_the_rest_to_polls(void *
     bench_close(&b);
 }
 
+static unsigned chores_run;
+
+static void chore_count(struct chore *chore)
+{
+    (void)chore;
+    chores_run++;
+}
+
+/* What a call leaves undone is work for a poll: nobody may sleep over it. */
+static void chores_that_a_call_leaves_keep_the_lane_busy(void **state)
+{
+    struct bench b;
+    struct chore chores[100];
+    uint64_t deadline;
+
+    (void)state;
+    bench_open(&b, NULL);
+    chores_run = 0;
+    blkrepl__enter(b.rig.ctx);
+    for (unsigned i = 0; i < ARRAY_COUNT(chores); i++) {
+        chores[i] = (struct chore){.run = chore_count};
+        blkrepl__chore_add(b.rig.ctx, &chores[i]);
+    }
+    blkrepl__leave(b.rig.ctx, 0);
+    assert_in_range(chores_run, 1, 99);
+    assert_int_equal(blkrepl_poll_arm(b.rig.ctx, 0, &deadline), 1);
+    rig_poll(&b.rig);
+    assert_int_equal(chores_run, 100);
+    assert_int_equal(blkrepl_poll_arm(b.rig.ctx, 0, &deadline), 0);
+    bench_close(&b);
+}
+
+static struct bench *elsewhere;
+
+static void complete_elsewhere(struct script *script)
+{
+    (void)script;
+    script_end(&elsewhere->disk, 0, -EIO);
+}
+
+/* A backend that serves two contexts completes a request of one while it is given
+ * one of the other: each context gets its own. */
+static void completion_inside_another_context_s_submit_is_not_taken_for_its_own(void **state)
+{
+    struct bench one;
+    struct bench two;
+    struct done first;
+    struct done second;
+
+    (void)state;
+    bench_open(&one, NULL);
+    bench_open(&two, NULL);
+    one.disk.hold = EVERY;
+    flush(&one, &first);
+    elsewhere = &one;
+    two.disk.inside = complete_elsewhere;
+    flush(&two, &second);
+    assert_non_null(atomic_load(&one.rig.ctx->lanes[0].inbox));
+    rig_poll(&two.rig);
+    done_assert(&second, 0);
+    ASSERT_PENDING(&first);
+    assert_int_equal(rig_poll(&one.rig), 1);
+    done_assert(&first, -EIO);
+    bench_close(&one);
+    bench_close(&two);
+}
+
 static void close_waits_for_a_poll_or_a_close_call(void **state)
 {
     struct bench b;
@@ -361,12 +506,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(io_complete_refuses_what_is_not_in_flight),
         cmocka_unit_test(io_complete_runs_nothing_and_takes_no_memory),
+        cmocka_unit_test(completions_of_many_threads_are_each_handled_once),
         cmocka_unit_test(completions_are_handled_in_their_order),
         cmocka_unit_test(advance_handles_a_bounded_number_of_completions),
         cmocka_unit_test(ready_is_taken_off_whatever_it_waited_on_and_runs_once),
         cmocka_unit_test(machine_is_stepped_by_polls_and_a_chore_run_by_any_call),
         cmocka_unit_test(requests_of_jobs_go_out_in_polls_only),
         cmocka_unit_test(call_gives_away_a_bounded_number_and_leaves_the_rest_to_polls),
+        cmocka_unit_test(chores_that_a_call_leaves_keep_the_lane_busy),
+        cmocka_unit_test(completion_inside_another_context_s_submit_is_not_taken_for_its_own),
         cmocka_unit_test(close_waits_for_a_poll_or_a_close_call),
         cmocka_unit_test(host_frames_know_whose_code_this_thread_is_in),
         cmocka_unit_test(slot_that_is_given_back_announces_room_if_it_was_wanted),

@@ -296,6 +296,24 @@ static void piece_that_fails_ends_the_request_and_gives_its_buffer_back(void **s
     bench_close(&b);
 }
 
+/* Only zeroes have another way: elsewhere a refusal is an error like others. */
+static void piece_of_data_that_is_refused_fails(void **state)
+{
+    struct bench b;
+    struct rng rng = {5};
+
+    (void)state;
+    bench_open(&b, &(struct shape){.bytes = 32768});
+    b.disk.result[BLKREPL_OP_READ] = b.disk.result[BLKREPL_OP_WRITE] = -ENOTSUP;
+    make_iov(&b, &rng, 1000, false);
+    assert_int_equal(run(&b, BLKREPL_OP_READ, 0, 1000, 0), -ENOTSUP);
+    assert_int_equal(run(&b, BLKREPL_OP_WRITE, 0, 1000, 0), -ENOTSUP);
+    assert_int_equal(script_count(&b.disk, 0), 1);
+    assert_false(b.image->leaf->zeroes_refused);
+    b.disk.result[BLKREPL_OP_READ] = b.disk.result[BLKREPL_OP_WRITE] = 0;
+    bench_close(&b);
+}
+
 static void piece_waits_for_a_buffer_and_the_first_that_waits_gets_it(void **state)
 {
     struct bench b;
@@ -536,6 +554,7 @@ int main(void)
         cmocka_unit_test(piece_data_agree_with_a_byte_array_for_every_alignment_and_limit),
         cmocka_unit_test(piece_of_an_aligned_request_is_the_request_as_it_is),
         cmocka_unit_test(piece_that_fails_ends_the_request_and_gives_its_buffer_back),
+        cmocka_unit_test(piece_of_data_that_is_refused_fails),
         cmocka_unit_test(piece_waits_for_a_buffer_and_the_first_that_waits_gets_it),
         cmocka_unit_test(piece_takes_the_data_of_a_write_when_it_patches_not_before),
         cmocka_unit_test(piece_of_zeroes_that_is_refused_goes_by_buffers_from_then_on),

@@ -404,6 +404,42 @@ static void poll_delivers_log_lines_before_it_returns(void **state)
     bench_close(&b);
 }
 
+static struct bench *chatty;
+
+static void log_more(void *user, uint32_t level, const char *line)
+{
+    (void)level;
+    (void)line;
+    ++*(unsigned *)user;
+    blkrepl__enter(chatty->rig.ctx);
+    blkrepl__log_add(&chatty->rig.ctx->log, BLKREPL_LOG_INFO, "more");
+    blkrepl__leave(chatty->rig.ctx, 0);
+}
+
+/* A hook that makes the library log something for every line it gets does not
+ * keep the poll for ever. */
+static void poll_delivers_a_bounded_number_of_log_lines(void **state)
+{
+    struct bench b;
+    blkrepl_hooks before;
+    unsigned lines = 0;
+
+    (void)state;
+    bench_open(&b, NULL, false);
+    chatty = &b;
+    before = b.rig.ctx->hooks;
+    b.rig.ctx->hooks.log = log_more;
+    b.rig.ctx->hooks.user = &lines;
+    b.rig.ctx->hooks.clock_ns = NULL;
+    blkrepl__log_add(&b.rig.ctx->log, BLKREPL_LOG_INFO, "one");
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 0, 0), 0);
+    assert_in_range(lines, 1, 2 * LOG_LINES);
+    assert_true(blkrepl__lane_busy(b.rig.ctx, 0)); /* the rest is not forgotten */
+    b.rig.ctx->hooks = before;
+    rig_poll(&b.rig);
+    bench_close(&b);
+}
+
 static int alone_fetched;
 
 static void deliver_late(struct callback *callback, struct delivery *out)
@@ -469,6 +505,119 @@ static void poll_that_would_sleep_helps_first(void **state)
     bench_close(&b);
 }
 
+static bool help_by_completing(void *user)
+{
+    struct bench *b = user;
+
+    if (b->disk.waiting_count > 0) {
+        script_end(&b->disk, 0, 0);
+    }
+    return false;
+}
+
+/* What happens after the last look, before the poll sleeps, is not slept over. */
+static void poll_does_not_sleep_over_what_came_at_the_last_moment(void **state)
+{
+    struct bench b;
+    struct done done;
+
+    (void)state;
+    bench_open(&b, NULL, true);
+    b.disk.hold = EVERY;
+    b.rig.ctx->helper = (struct helper){.user = &b, .help = help_by_completing};
+    flush(&b, &done);
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 0, BLKREPL_FOREVER), 1);
+    done_assert(&done, 0);
+    bench_close(&b);
+}
+
+struct alarm {
+    struct timer timer;
+    struct event_slot slot;
+    blkrepl_context *ctx;
+};
+
+static void alarm_expired(struct timer *timer)
+{
+    struct alarm *alarm = CONTAINER_OF(timer, struct alarm, timer);
+
+    blkrepl__context_post(alarm->ctx, 0, &alarm->slot, &(blkrepl_event){.type = 1});
+}
+
+static void alarm_set(struct alarm *alarm, struct bench *b, uint64_t after_ns)
+{
+    memset(alarm, 0, sizeof *alarm);
+    alarm->ctx = b->rig.ctx;
+    pthread_mutex_lock(&alarm->ctx->lock);
+    blkrepl__timer_init(&alarm->ctx->timers, &alarm->timer, alarm_expired);
+    blkrepl__timer_set(&alarm->ctx->timers, &alarm->timer, blkrepl__now(alarm->ctx) + after_ns);
+    pthread_mutex_unlock(&alarm->ctx->lock);
+}
+
+/* A job's deadline ends the sleep, however long the host would have waited. */
+static void blocking_poll_wakes_for_a_deadline(void **state)
+{
+    static const uint64_t timeouts[] = {BLKREPL_FOREVER, BLKREPL_FOREVER - 1, 1000 * SECOND};
+    struct alarm alarm;
+    struct bench b;
+
+    (void)state;
+    bench_open(&b, NULL, true);
+    for (unsigned i = 0; i < 3; i++) {
+        uint64_t before;
+
+        alarm_set(&alarm, &b, 3000000);
+        before = alarm.timer.deadline_ns;
+        assert_int_equal(blkrepl_poll(b.rig.ctx, 0, timeouts[i]), 1);
+        assert_true(blkrepl_context_now(b.rig.ctx) >= before);
+        assert_int_equal(b.rig.event_count, i + 1);
+    }
+    bench_close(&b);
+}
+
+static struct alarm late;
+
+static bool help_too_long(void *user)
+{
+    if (late.ctx == NULL) {
+        alarm_set(&late, user, 0);
+    }
+    return false;
+}
+
+/* While it helped, the deadline went by. */
+static void poll_does_not_sleep_when_the_deadline_is_past(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    bench_open(&b, NULL, true);
+    b.rig.ctx->helper = (struct helper){.user = &b, .help = help_too_long};
+    memset(&late, 0, sizeof late);
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 0, BLKREPL_FOREVER), 1);
+    assert_int_equal(b.rig.event_count, 1);
+    bench_close(&b);
+}
+
+/* A job that never comes to rest does not keep context_free. */
+static void drain_of_what_never_ends_gives_up(void **state)
+{
+    struct bench b;
+    struct numbered eager = {.machine = {.step = note_step}};
+
+    (void)state;
+    bench_open(&b, NULL, false);
+    eager.ctx = b.rig.ctx;
+    step_again = true;
+    step_count = 0;
+    blkrepl__machine_wake(b.rig.ctx, &eager.machine);
+    assert_int_equal(blkrepl_context_free(b.rig.ctx), -EBUSY);
+    assert_in_range(step_count, 2, 1000000);
+    step_again = false;
+    rig_poll(&b.rig);
+    bench_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -486,8 +635,13 @@ int main(void)
         cmocka_unit_test(blocking_poll_returns_with_the_completion_or_at_its_time),
         cmocka_unit_test(poll_steps_machines_in_turn_and_a_bounded_number),
         cmocka_unit_test(poll_delivers_log_lines_before_it_returns),
+        cmocka_unit_test(poll_delivers_a_bounded_number_of_log_lines),
         cmocka_unit_test(callback_that_is_alone_is_decided_after_those_before_it_ran),
         cmocka_unit_test(poll_that_would_sleep_helps_first),
+        cmocka_unit_test(poll_does_not_sleep_over_what_came_at_the_last_moment),
+        cmocka_unit_test(blocking_poll_wakes_for_a_deadline),
+        cmocka_unit_test(poll_does_not_sleep_when_the_deadline_is_past),
+        cmocka_unit_test(drain_of_what_never_ends_gives_up),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

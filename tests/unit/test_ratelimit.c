@@ -227,6 +227,13 @@ static void ratelimit_overflow_saturates(void **state)
     blkrepl__ratelimit_set(&limit, 1, UINT64_MAX - 1);
     blkrepl__ratelimit_take(&limit, 1, UINT64_MAX - 1);
     assert_true(blkrepl__ratelimit_next(&limit, START) == UINT64_MAX);
+    /* The price fits by whole seconds, and does not by what is over. */
+    blkrepl__ratelimit_set(&limit, 10, 0);
+    blkrepl__ratelimit_take(&limit, UINT64_MAX / SEC * 10 + 7, 0);
+    assert_true(blkrepl__ratelimit_next(&limit, 0) == UINT64_MAX / SEC * SEC + SEC / 10 * 7);
+    blkrepl__ratelimit_set(&limit, 10, 0);
+    blkrepl__ratelimit_take(&limit, UINT64_MAX / SEC * 10 + 8, 0);
+    assert_true(blkrepl__ratelimit_next(&limit, 0) == UINT64_MAX);
     blkrepl__ratelimit_set(&limit, UINT64_MAX, START);
     blkrepl__ratelimit_take(&limit, UINT64_MAX, START);
     assert_true(blkrepl__ratelimit_next(&limit, START) == START + SEC);

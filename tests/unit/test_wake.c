@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: MIT */
+#ifdef __linux__
+#define _GNU_SOURCE
+#endif
 #include "core/wake.h"
 
+#include "unit/fault.h"
 #include "unit/rig.h"
 
 #include <fcntl.h>
@@ -8,6 +12,37 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifdef __linux__
+
+static struct {
+    struct fault read;
+    struct fault write;
+} fake;
+
+ssize_t read(int fd, void *data, size_t bytes)
+{
+    ssize_t (*real)(int fd, void *data, size_t bytes);
+
+    if (fault_due(&fake.read)) {
+        return -1;
+    }
+    fault_real(&real, "read", "read");
+    return real(fd, data, bytes);
+}
+
+ssize_t write(int fd, const void *data, size_t bytes)
+{
+    ssize_t (*real)(int fd, const void *data, size_t bytes);
+
+    if (fault_due(&fake.write)) {
+        return -1;
+    }
+    fault_real(&real, "write", "write");
+    return real(fd, data, bytes);
+}
+
+#endif
 
 static bool readable(const struct wake *wake)
 {
@@ -92,6 +127,51 @@ static void wake_descriptors_are_not_inherited(void **state)
     assert_int_equal(fcntl(wake.read_fd, F_GETFD), -1); /* closed */
 }
 
+/* Where there is no eventfd it is a pipe, in which signals pile up. */
+static void wake_of_a_pipe_is_emptied_in_one_go(void **state)
+{
+    struct wake wake;
+    int fds[2];
+
+    (void)state;
+    assert_int_equal(pipe(fds), 0);
+    assert_int_equal(fcntl(fds[0], F_SETFL, O_NONBLOCK), 0);
+    assert_int_equal(fcntl(fds[1], F_SETFL, O_NONBLOCK), 0);
+    wake = (struct wake){.read_fd = fds[0], .write_fd = fds[1]};
+    for (int count = 1; count < 40; count++) {
+        for (int i = 0; i < count; i++) {
+            blkrepl__wake_signal(&wake);
+        }
+        assert_true(readable(&wake));
+        blkrepl__wake_drain(&wake);
+        assert_false(readable(&wake));
+    }
+    blkrepl__wake_fini(&wake);
+    assert_int_equal(fcntl(fds[0], F_GETFD), -1); /* both are closed */
+    assert_int_equal(fcntl(fds[1], F_GETFD), -1);
+}
+
+#ifdef __linux__
+
+/* A wake-up that a signal could swallow would leave somebody asleep. */
+static void wake_is_not_lost_to_a_signal(void **state)
+{
+    struct wake wake;
+
+    (void)state;
+    assert_int_equal(blkrepl__wake_init(&wake), 0);
+    fake.write = (struct fault){.err = EINTR, .times = 2};
+    blkrepl__wake_signal(&wake);
+    assert_true(readable(&wake));
+    fake.read = (struct fault){.err = EINTR, .times = 2};
+    blkrepl__wake_drain(&wake);
+    assert_false(readable(&wake));
+    assert_int_equal(fake.read.times + fake.write.times, 0);
+    blkrepl__wake_fini(&wake);
+}
+
+#endif
+
 static void wake_without_descriptors_says_so(void **state)
 {
     struct wake wake;
@@ -114,6 +194,10 @@ int main(void)
         cmocka_unit_test(wake_signal_never_blocks_when_it_is_full),
         cmocka_unit_test(wake_wait_returns_when_signalled_or_not_before_its_time),
         cmocka_unit_test(wake_descriptors_are_not_inherited),
+        cmocka_unit_test(wake_of_a_pipe_is_emptied_in_one_go),
+#ifdef __linux__
+        cmocka_unit_test(wake_is_not_lost_to_a_signal),
+#endif
         cmocka_unit_test(wake_without_descriptors_says_so),
     };
 
