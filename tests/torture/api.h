@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/* The public functions, each behind a check of its answer (api.c).  An error is
+ * accepted if it is documented for the function and has a cause: something was
+ * made to fail inside this call, or the scenario has announced it. */
+#ifndef TESTS_TORTURE_API_H
+#define TESTS_TORTURE_API_H
+
+#include "torture.h"
+
+/* The next call has to answer this; something injected may come before it. */
+void api_must(int code);
+/* The next call may answer this. */
+void api_may(int code);
+/* A memory image takes memory as it is written. */
+void api_memory_grows(bool grows);
+/* Whether the last call failed for an injected reason. */
+bool api_injected(void);
+/* The number of exported functions that are known here, and their names. */
+unsigned api_count(void);
+const char *api_name(unsigned function);
+
+int api_context_create(const blkrepl_context_options *options, blkrepl_context **out);
+int api_context_free(blkrepl_context *ctx);
+uint64_t api_context_now(blkrepl_context *ctx);
+int api_poll(blkrepl_context *ctx, uint32_t lane, uint64_t timeout_ns);
+int api_poll_arm(blkrepl_context *ctx, uint32_t lane, uint64_t *deadline_ns);
+int api_poll_fd(blkrepl_context *ctx, uint32_t lane);
+int api_poll_wake(blkrepl_context *ctx, uint32_t lane);
+const char *api_error_text(int code);
+const char *api_error_message(void);
+const char *api_version(void);
+
+int api_io_complete(blkrepl_context *ctx, uint64_t id, int result);
+
+int api_image_open(blkrepl_context *ctx, const blkrepl_backend_ops *ops, void *backend_user,
+                   const blkrepl_image_options *options, blkrepl_image **out);
+int api_image_open_file(blkrepl_context *ctx, const char *path,
+                        const blkrepl_file_options *file_options,
+                        const blkrepl_image_options *options, blkrepl_image **out);
+int api_image_open_memory(blkrepl_context *ctx, uint64_t bytes,
+                          const blkrepl_image_options *options, blkrepl_image **out);
+void api_image_close(blkrepl_image *image);
+int api_image_query(blkrepl_image *image, blkrepl_image_info *info);
+int api_image_read(blkrepl_image *image, uint32_t lane, uint64_t offset, const blkrepl_iovec *iov,
+                   uint32_t iov_count, uint32_t flags, const blkrepl_completion *done);
+int api_image_write(blkrepl_image *image, uint32_t lane, uint64_t offset, const blkrepl_iovec *iov,
+                    uint32_t iov_count, uint32_t flags, const blkrepl_completion *done);
+int api_image_write_zeroes(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                           uint32_t flags, const blkrepl_completion *done);
+int api_image_discard(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                      uint32_t flags, const blkrepl_completion *done);
+int api_image_flush(blkrepl_image *image, uint32_t lane, const blkrepl_completion *done);
+int api_image_status(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                     blkrepl_extent *extents, uint32_t extents_max, const blkrepl_completion *done);
+int api_write_begin(blkrepl_image *image, const blkrepl_bracket *what, const blkrepl_completion *go,
+                    uint64_t *token);
+int api_write_end(blkrepl_context *ctx, uint64_t token, int result, const blkrepl_iovec *data,
+                  uint32_t iov_count, const blkrepl_completion *done);
+int api_write_cancel(blkrepl_context *ctx, uint64_t token);
+
+int api_backup_create(blkrepl_image *source, blkrepl_image *target,
+                      const blkrepl_backup_options *options, blkrepl_job **out);
+int api_backup_start(blkrepl_image *source, blkrepl_image *target,
+                     const blkrepl_backup_options *options, blkrepl_job **out);
+int api_job_start(blkrepl_job *job);
+int api_job_pause(blkrepl_job *job);
+int api_job_resume(blkrepl_job *job);
+int api_job_cancel(blkrepl_job *job, uint32_t flags);
+int api_job_set_speed(blkrepl_job *job, uint64_t speed_bytes_per_sec);
+int api_job_query(blkrepl_job *job, blkrepl_job_info *info);
+void api_job_free(blkrepl_job *job);
+
+/* The format that all messages and log lines have. */
+void api_check_text(const char *text, const char *where);
+
+#endif

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: MIT */
+/* scenarios.c - all of them. */
+#include "torture.h"
+
+extern const struct scenario context_scenarios[];
+extern const struct scenario image_scenarios[];
+extern const struct scenario request_scenarios[];
+extern const struct scenario bracket_scenarios[];
+extern const struct scenario backup_scenarios[];
+extern const struct scenario control_scenarios[];
+extern const struct scenario file_scenarios[];
+
+const struct scenario *const scenario_groups[] = {
+    context_scenarios, image_scenarios,   request_scenarios, bracket_scenarios,
+    backup_scenarios,  control_scenarios, file_scenarios,    NULL};
