@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT */
+/* options.h - what the files of fuzz_options share.
+ *
+ * The bench is a context that does nothing wrong: two small disks and what else
+ * is opened when it is needed.  Every act makes calls with structs from the
+ * input; after each that was refused the bench must still work. */
+#ifndef FUZZ_OPTIONS_H
+#define FUZZ_OPTIONS_H
+
+#include "disk.h"
+
+/* The disks of the bench, by what they are good for. */
+enum bench_disk {
+    BENCH_SOURCE,
+    BENCH_TARGET,
+    BENCH_READ_ONLY,
+    BENCH_SMALL,   /* too small a target                                       */
+    BENCH_COARSE,  /* request alignment of 64 KiB                              */
+    BENCH_CLUSTER, /* wants to be written in clusters of 1 MiB                 */
+    BENCH_HUGE,    /* 2^63-1 bytes                                             */
+    BENCH_HUGE_TOO,
+    BENCH_DISKS, /* those for acts; the others show that all is well     */
+    BENCH_SOUND_SOURCE = BENCH_DISKS,
+    BENCH_SOUND_TARGET,
+    BENCH_ALL
+};
+
+struct bench {
+    blkrepl_context *ctx;
+    uint64_t memory_bytes_max;
+    uint32_t requests_max;
+    uint32_t job_requests_max;
+    blkrepl_image *images[BENCH_ALL];
+    struct disk disks[BENCH_ALL];
+    unsigned refused; /* calls, since the start                               */
+    bool job;         /* one of the acts has a job: memory may be used up     */
+};
+
+extern struct bench bench;
+
+blkrepl_image *bench_image(enum bench_disk which);
+/* Poll until the library wants to sleep; the deadline that it names. */
+uint64_t bench_drain(void);
+/* What a host does every day must work: write, read, back up. */
+void bench_expect_sound(void);
+/* The call was refused: count it, and see whether the bench has suffered. */
+void bench_refused(void);
+
+/* Free a context, which must be possible now. */
+void context_expect_freed(blkrepl_context *ctx);
+/* Write and read back some bytes at `offset` of an image, with polls. */
+void image_round_trip(blkrepl_context *ctx, blkrepl_image *image, uint64_t offset, size_t bytes);
+
+/* Requests to an image of a bundled backend, from the input. */
+void image_exercise(blkrepl_image *image, uint64_t bytes);
+
+/* A name on a heap block of its size: NULL, good, or too long; at most 79 bytes. */
+char *name_draw(void);
+/* Whether the name of an image is in the info, or the default one. */
+bool name_matches(const char *asked, const char *kind, uint64_t id, const char *got);
+
+/* Options of an image, with what is wrong about them in *verdict. */
+struct image_options {
+    blkrepl_image_options typed;
+    struct packed packed;
+    struct release *release; /* what the image must release, or NULL          */
+    char *name;
+};
+
+struct image_options image_options_draw(struct verdict *verdict);
+/* After the call: what it borrowed goes, so that a later use is seen. */
+void image_options_drop(struct image_options *options);
+/* The image was refused: its release has run if the library could know of it. */
+void image_options_expect_released(const struct image_options *options);
+/* The info that the image gives is what was asked for. */
+blkrepl_image_info image_expect_info(blkrepl_image *image, const struct image_options *options);
+
+/* The acts. */
+void act_context(void);
+void act_open_backend(void);
+void act_open_file(void);
+void act_open_memory(void);
+void act_backup(void);
+void act_bracket(void);
+void act_request(void);
+void act_status(void);
+void act_query_image(void);
+void act_null(void);
+
+/* Begins to free the bench, and calls what is refused from then on. */
+void bench_shut(void);
+
+/* A job_query with a struct of any size; `job` may be in any state. */
+void job_query_any(blkrepl_job *job);
+
+/* Removes what act_open_file() has made. */
+void open_file_clean(void);
+
+#endif
