@@ -4,6 +4,7 @@
 #
 #   step TITLE COMMAND...    run a command (a function may be one) with its output in a log
 #   count PASSED FAILED      inside a step: cases that it has run
+#   simulate BUILD BASE SEEDS   inside a step: so many runs of the simulator
 #   note TEXT                inside a step: what to say of it; the last one is in the table
 #   steps_end                the table and the closing line; returns 1 if something failed
 
@@ -30,6 +31,17 @@ count_cases() {
     count "$passed" "$failed"
     note "$passed cases passed, $failed failed"
     [ $((passed + failed)) -gt 0 ] || { note "ran no test"; return 1; }
+}
+
+simulate() {
+    local log=build/log/sim-$1 rc=0
+    "build/$1/tests/blkrepl-sim" --jobs 2 --base "$2" --seeds "$3" >"$log" 2>&1 || rc=$?
+    cat "$log"
+    note "$1, base $2"
+    grep -E '^[a-z]+[=:]' "$log" | while read -r line; do note "$line"; done
+    note "$(grep ^seeds= "$log")"
+    [ $rc -eq 0 ] || note "$(grep ^FAILED "$log" | head -n 1 | cut -c1-100)"
+    return $rc
 }
 
 step() {
