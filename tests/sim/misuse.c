@@ -626,8 +626,13 @@ static void misuse_act(void)
                                          newer_query,     wrong_create,       wrong_create,
                                          wrong_context,   wrong_open,         wrong_poll};
 
+    if (sim.misusing) {
+        return; /* what is counted is that of one wrong call */
+    }
+    sim.misusing = true;
     wrong_call_begin();
     acts[rng_below(sizeof acts / sizeof acts[0])]();
+    sim.misusing = false;
 }
 
 static void misuse_draw(void)

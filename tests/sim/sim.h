@@ -402,6 +402,7 @@ struct sim {
     bool may_allocate;
     bool alloc_failed;
     bool room_expected;
+    bool misusing; /* inside a wrong call                                      */
     uint32_t callback_depth;
     uint32_t depth; /* calls of the library we are inside of                 */
     uint32_t reenter_depth;
