@@ -7,7 +7,6 @@
  * the work is that of the different states only. */
 #include "small.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,7 +98,6 @@ static void reopen(void)
 {
     if (run.fd_closed && !state.gone) {
         EXPECT(dup2(run.fd_spare, run.fd) == run.fd, "dup2 failed");
-        EXPECT(fcntl(run.fd, F_SETFD, FD_CLOEXEC) == 0, "fcntl failed");
         run.fd_closed = false;
     }
 }

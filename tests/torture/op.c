@@ -288,6 +288,13 @@ static bool op_alone(const struct op *op)
     return alone;
 }
 
+/* How often the medium has refused or failed to make zeroes there. */
+static size_t op_refusals(const struct op *op)
+{
+    return failure_count(BIT(op->image->medium), BIT(BLKREPL_OP_ZEROES), op->offset,
+                         op->offset + op->bytes);
+}
+
 /* A flush, or a write with FUA, has succeeded. */
 static void op_check_durable(const struct op *op)
 {
@@ -322,6 +329,8 @@ static void op_done(void *user, int result)
     op_settle_model(op);
     if (result == 0) {
         op_check_durable(op);
+        REQUIRE((op->flags & BLKREPL_IO_NO_FALLBACK) == 0 || op->refusals == op_refusals(op),
+                "zeroes with NO_FALLBACK succeed where they were refused");
     }
     if (result == 0 && op->opcode == BLKREPL_OP_READ) {
         op_check_read(op);
@@ -360,6 +369,7 @@ static void op_prepare(struct op *op)
 {
     op_take_memory(op);
     op->clock = durable_clock(op->image->medium);
+    op->refusals = op_refusals(op);
     if (op_has_effect(op)) {
         op_reserve(op);
         op_tag(op);

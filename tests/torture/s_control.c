@@ -125,13 +125,13 @@ static void control_no_cancel(struct world *w)
     cancel_at_work(w, false, true, BLKREPL_CBW_BACKUP_FAILS);
 }
 
-/* Nothing is left but the flush: at the backend, or behind the guest's. */
+/* Nothing is left but the flush: at the backend, or still behind the guest's. */
 static void control_cancel_flush(struct world *w)
 {
     struct image *source, *target;
-    blkrepl_backend_info narrow = {.queue_depth = 1};
+    blkrepl_backend_info narrow = {.bytes = CLUSTER, .queue_depth = 1};
 
-    if (!image_pair(w, NULL, &narrow, &source, &target)) {
+    if (!image_pair(w, &narrow, &narrow, &source, &target)) {
         return;
     }
     for (int i = 0; i < 2; i++) {
@@ -140,10 +140,13 @@ static void control_cancel_flush(struct world *w)
         if (!job) {
             return;
         }
-        target->disk->hold = BIT(BLKREPL_OP_FLUSH);
-        if (i == 1) {
-            op_flush(target);
-            op_flush(target);
+        target->disk->hold = BIT(BLKREPL_OP_FLUSH) | BIT(BLKREPL_OP_WRITE);
+        world_settle(w);
+        for (int k = 0; k < i; k++) {
+            op_flush(target); /* goes first when the last write is done */
+        }
+        if (target->disk->queue_count > 0) {
+            disk_finish(target->disk, 0);
         }
         world_settle(w);
         job_cancel(job);

@@ -152,6 +152,7 @@ static void request_no_fallback(struct world *w)
         op_zeroes(image, 100, 3 * CLUSTER, BLKREPL_IO_NO_FALLBACK | FUA);
         world_settle(w);
         op_zeroes(image, CLUSTER, 3 * CLUSTER, BLKREPL_IO_NO_FALLBACK | UNMAP);
+        world_settle(w);
         op_zeroes(image, 2 * CLUSTER, 3 * CLUSTER, 0);
         world_settle(w);
     }

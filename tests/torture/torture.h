@@ -335,8 +335,9 @@ struct op {
     uint32_t iov_count;
     blkrepl_extent *extents;
     uint32_t extents_max;
-    uint64_t *mask; /* of a read: what was allowed when it was accepted */
-    uint64_t clock; /* of a flush: how many writes had landed */
+    uint64_t *mask;  /* of a read: what was allowed when it was accepted */
+    uint64_t clock;  /* how many writes had landed before it */
+    size_t refusals; /* and how often zeroes had been refused there */
     /* What became of it. */
     int answer; /* of the call */
     int calls;
