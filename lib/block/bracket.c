@@ -193,7 +193,7 @@ int blkrepl_write_cancel(blkrepl_context *ctx, uint64_t token)
     }
     blkrepl__enter(ctx);
     guest = blkrepl__guest_of_token(ctx, token);
-    if (guest == NULL || (guest->phase == GUEST_ENDED && guest->result == -ECANCELED)) {
+    if (guest == NULL || guest->cancelled) {
         rc = blkrepl__fail(-ENOENT, "write_cancel: no bracket with this token");
     } else if (guest->phase == GUEST_GO) {
         blkrepl__guest_end_bracket(guest);
@@ -202,6 +202,7 @@ int blkrepl_write_cancel(blkrepl_context *ctx, uint64_t token)
             blkrepl__guest_cancel_wait(guest);
         }
         guest->result = -ECANCELED;
+        guest->cancelled = true;
         rc = BLKREPL_WAIT;
     }
     blkrepl__leave(ctx, 0);

@@ -418,6 +418,7 @@ struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
     guest->patch_due = false;
     guest->tap_error = 0;
     guest->skips = 0;
+    guest->cancelled = false;
     guest->tap_counted = 0;
     guest->range.given_at = 0;
     request->owner = guest;

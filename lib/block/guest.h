@@ -48,6 +48,7 @@ struct guest {
     uint32_t extents_max;
     blkrepl_completion done; /* bracket: go */
     uint64_t token;          /* bracket */
+    bool cancelled;          /* bracket: its host has asked for it */
     /* Changed by the machine in guest.c. */
     enum guest_phase phase;
     int result;

@@ -210,6 +210,8 @@ void disk_fault(const struct disk *disk, const struct queued *q, int code)
     for (uint32_t i = 0; i < JOBS_MAX; i++) {
         if (job_live(&state.jobs[i])) {
             fault->job = i + 1;
+            fault->for_guest = q->start < q->end && q->end <= run.world->bytes &&
+                               (state.jobs[i].guest_mask & cell_mask(q->start, q->end)) != 0;
             fault->before_cancel = !state.jobs[i].cancel_asked && !state.shutdown;
         }
     }

@@ -195,8 +195,11 @@ static void guest_apply(const struct op *op)
     bool held = job_holds_target();
     struct request *r = request_new(op);
     blkrepl_completion done = {.fn = request_fn, .user = r, .release = request_release};
-    int answer = op->kind == OP_BRACKET ? bracket_call(r, &done) : through_call(r, &done);
+    int answer;
 
+    run.calling = true;
+    answer = op->kind == OP_BRACKET ? bracket_call(r, &done) : through_call(r, &done);
+    run.calling = false;
     TRACE("    answer %d", answer);
     if (answer < 0) {
         refused(r, answer, others, held);

@@ -45,6 +45,7 @@ static void job_over(struct job *job)
     job->over = 1;
     job->read_mask = 0;
     job->saved_mask = 0;
+    job->guest_mask = 0;
     memset(job->class, 0, sizeof job->class);
     memset(job->start, 0, sizeof job->start);
 }
@@ -224,6 +225,7 @@ static void check_failed(const struct job *job, const blkrepl_job_info *info)
     EXPECT(fault->used && fault->owner == OWNER_JOB && fault->job == (uint32_t)number(job) &&
                info->error == fault->code,
            "failed with %d: %s", info->error, info->message);
+    EXPECT(!job->hold || !fault->for_guest, "failed because of a copy that was the guest's");
     EXPECT(timeout ? info->error_side != 0 : info->error_side == side, "failed on side %u",
            info->error_side);
     EXPECT(timeout || (info->error_offset == fault->start &&

@@ -176,6 +176,18 @@ static void target_submit(const struct queued *q)
     }
 }
 
+/* A job's own copies are submitted by polls.  What it reads inside the call of a
+ * guest, with nothing that could have held it back before, is for the guest. */
+static void note_guest_copy(const struct disk *disk, const struct queued *q)
+{
+    if (run.calling && state.late_used == 0 && disk->in_flight == 0) {
+        for (uint32_t i = 0; i < JOBS_MAX; i++) {
+            state.jobs[i].guest_mask |=
+                job_live(&state.jobs[i]) && state.jobs[i].hold ? cell_mask(q->start, q->end) : 0;
+        }
+    }
+}
+
 void oracle_submit(struct disk *disk, struct queued *q)
 {
     if (is_write(q->opcode)) {
@@ -186,6 +198,7 @@ void oracle_submit(struct disk *disk, struct queued *q)
         }
     } else if (q->opcode == BLKREPL_OP_READ && q->owner == OWNER_JOB) {
         check_alone(q->start, q->end, NULL, "a job reads");
+        note_guest_copy(disk, q);
     }
 }
 

@@ -188,7 +188,7 @@ struct job {
     uint32_t doubtful;      /* must not end as done                                */
     uint32_t guests_failed; /* because old data could not be saved             */
     uint32_t given_up;      /* brackets that were given up while they waited   */
-    uint32_t reserved0;
+    uint32_t guest_mask;    /* cells that are surely read for a guest          */
     uint8_t class[OPS_MAX];
     uint8_t start[CELLS_MAX]; /* the source at the point in time                */
 };
@@ -203,6 +203,7 @@ struct fault {
     int32_t code;
     uint32_t job;            /* the one that was running, + 1                   */
     uint32_t seen;           /* there was a poll since                          */
+    uint32_t for_guest;      /* the copy that failed was surely made for a guest */
     uint32_t before_cancel;  /* nobody had asked to cancel when it was seen     */
     uint32_t guest_failures; /* requests that ended with the code               */
     uint32_t told;           /* it had its effect; the rest is forgotten        */
@@ -292,6 +293,7 @@ struct run {
     enum outcome inline_outcome;
     bool inline_hit;
     bool polling;
+    bool calling; /* inside the call of a guest's operation                     */
     bool trace;
     bool searching;
     int fd; /* the context's, kept in fd_spare while it is gone                  */

@@ -326,54 +326,63 @@ static void refuse_options(struct image *source, struct image *target)
     api_backup_create(source->handle, target->handle, NULL, NULL);
 }
 
+/* As little as a job can take. */
+static blkrepl_backup_options least(uint64_t cluster, uint32_t workers, const char *name)
+{
+    return (blkrepl_backup_options){.cluster_bytes = cluster,
+                                    .chunk_bytes_max = 1,
+                                    .reserve_bytes = 1,
+                                    .workers_max = workers,
+                                    .name = name};
+}
+
+enum medium {
+    SOURCE,
+    TARGET,
+    SMALL,
+    FIXED,
+    OTHER,
+    BLOCKS,
+    MEDIA
+};
+
+static bool refused_media(struct world *w, struct image **media)
+{
+    blkrepl_context_options base = {.memory_bytes_max = 40 * CLUSTER, .job_requests_max = 9};
+    blkrepl_image_options read_only = {.flags = BLKREPL_IMAGE_READ_ONLY};
+    blkrepl_backend_info info[MEDIA] = {
+        [SMALL] = {.bytes = CLUSTER}, [BLOCKS] = {.request_alignment = 2 * CLUSTER}};
+    bool open = world_open(w, &base);
+
+    for (int i = 0; i < MEDIA && open; i++) {
+        media[i] = image_disk(w, &info[i], FILL_DATA);
+        open = image_open(media[i], i == FIXED ? &read_only : NULL);
+    }
+    return open;
+}
+
 static void control_refused(struct world *w)
 {
     const blkrepl_backup_options none = {.flags = 0};
-    blkrepl_context_options base = {.memory_bytes_max = 40 * CLUSTER, .job_requests_max = 9};
-    struct image *source = image_disk(w, NULL, FILL_DATA), *target = image_disk(w, NULL, FILL_DATA);
-    struct image *small = image_disk(w, &(blkrepl_backend_info){.bytes = CLUSTER}, FILL_DATA);
-    struct image *fixed = image_disk(w, NULL, FILL_DATA);
-    struct image *other = image_disk(w, NULL, FILL_DATA);
-    struct image *blocks =
-        image_disk(w, &(blkrepl_backend_info){.request_alignment = 2 * CLUSTER}, FILL_DATA);
+    struct image *m[MEDIA];
 
-    if (!world_open(w, &base) || !image_open(source, NULL) || !image_open(target, NULL) ||
-        !image_open(small, NULL) || !image_open(blocks, NULL) || !image_open(other, NULL) ||
-        !image_open(fixed, &(blkrepl_image_options){.flags = BLKREPL_IMAGE_READ_ONLY})) {
+    if (!refused_media(w, m)) {
         return;
     }
-    refuse_options(source, target);
-    refused(source, small, none, -ENOSPC);
-    refused(source, fixed, none, -EROFS);
-    refused(source, blocks, (blkrepl_backup_options){.cluster_bytes = CLUSTER}, -ENOTSUP);
-    refused(source, target, (blkrepl_backup_options){.reserve_bytes = 64 * CLUSTER}, -ENOMEM);
-    refused(
-        source, target,
-        (blkrepl_backup_options){
-            .cluster_bytes = CLUSTER, .chunk_bytes_max = 1, .reserve_bytes = 1, .workers_max = 9},
-        -ENOMEM);
-    target->disk->hold = OPS_ALL;
-    op_write(target, 0, 10, 0);
-    refused(
-        source, target,
-        (blkrepl_backup_options){
-            .cluster_bytes = CLUSTER, .chunk_bytes_max = 1, .reserve_bytes = 1, .workers_max = 1},
-        -EBUSY);
+    refuse_options(m[SOURCE], m[TARGET]);
+    refused(m[SOURCE], m[SMALL], none, -ENOSPC);
+    refused(m[SOURCE], m[FIXED], none, -EROFS);
+    refused(m[SOURCE], m[BLOCKS], least(CLUSTER, 1, NULL), -ENOTSUP);
+    refused(m[SOURCE], m[TARGET], least(CLUSTER, 9, NULL), -ENOMEM); /* requests */
+    refused(m[SOURCE], m[TARGET], none, -ENOMEM);
+    m[TARGET]->disk->hold = OPS_ALL;
+    op_write(m[TARGET], 0, 10, 0);
+    refused(m[SOURCE], m[TARGET], least(CLUSTER, 1, NULL), -EBUSY);
     world_release(w);
-    struct job *job = job_create(source, target, &(blkrepl_backup_options){.name = "taken"});
-    if (job) {
-        blkrepl_backup_options o = {
-            .cluster_bytes = CLUSTER, .chunk_bytes_max = 1, .reserve_bytes = 1, .workers_max = 1};
-
-        refused(fixed, target, o, -EBUSY);
-        refused(target, blocks,
-                (blkrepl_backup_options){.cluster_bytes = 2 * CLUSTER,
-                                         .chunk_bytes_max = 1,
-                                         .reserve_bytes = 1,
-                                         .workers_max = 1},
-                -EBUSY);
-        o.name = "taken";
-        refused(source, other, o, -EEXIST);
+    if (job_create(m[SOURCE], m[TARGET], &(blkrepl_backup_options){.name = "taken"})) {
+        refused(m[FIXED], m[TARGET], least(CLUSTER, 1, NULL), -EBUSY);
+        refused(m[TARGET], m[BLOCKS], least(2 * CLUSTER, 1, NULL), -EBUSY);
+        refused(m[SOURCE], m[OTHER], least(CLUSTER, 1, "taken"), -EEXIST);
     }
 }
 

@@ -83,6 +83,7 @@ ssize_t __wrap_write(int fd, const void *data, size_t bytes);
 int __wrap_poll(struct pollfd *fds, nfds_t count, int timeout_ms);
 int __wrap_eventfd(unsigned start, int flags);
 int __wrap_fdatasync(int fd);
+int __wrap_fsync(int fd);
 int __wrap_ioctl(int fd, ioctl_request request, ...);
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void *),
                           void *arg);
@@ -397,6 +398,12 @@ int __wrap_fdatasync(int fd)
     }
     durable_flushed(sys_medium_of(fd), clock);
     return 0;
+}
+
+/* Where the system does not promise the other one. */
+int __wrap_fsync(int fd)
+{
+    return __wrap_fdatasync(fd);
 }
 
 /* ---- Waking and threads -------------------------------------------------------------- */

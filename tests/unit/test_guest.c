@@ -681,6 +681,24 @@ static void guest_bracket_may_be_cancelled_in_every_phase_before_its_go(void **s
     bench_close(&b);
 }
 
+/* A backend may answer -ECANCELED of its own accord: that is no cancel of ours. */
+static void guest_bracket_that_failed_as_cancelled_may_still_be_cancelled_once(void **state)
+{
+    struct bench b;
+    struct done go;
+    uint64_t token;
+
+    (void)state;
+    bench_open(&b);
+    attach(&b);
+    b.tap.answer = TAP_FAIL;
+    b.tap.error = -ECANCELED;
+    token = begin_waits(&b, BLKREPL_OP_WRITE, 0, 512, &go);
+    cancel_in(&b, token, &go, GUEST_ENDED);
+    detach(&b);
+    bench_close(&b);
+}
+
 static void guest_that_waits_for_a_write_goes_on_when_it_is_cancelled(void **state)
 {
     struct bench b;
@@ -802,6 +820,7 @@ int main(void)
         cmocka_unit_test(guest_zeroes_without_fallback_are_refused_where_there_are_none),
         cmocka_unit_test(guest_bracket_waits_in_every_phase_and_goes_to_the_host),
         cmocka_unit_test(guest_bracket_may_be_cancelled_in_every_phase_before_its_go),
+        cmocka_unit_test(guest_bracket_that_failed_as_cancelled_may_still_be_cancelled_once),
         cmocka_unit_test(guest_that_waits_for_a_write_goes_on_when_it_is_cancelled),
         cmocka_unit_test(guest_token_is_an_id_that_goes_stale),
         cmocka_unit_test(guest_slots_that_are_all_in_use_announce_room),

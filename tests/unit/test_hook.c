@@ -36,7 +36,7 @@ static void hook_is_asked_for_the_place_where_it_stands(void **state)
 /* However long a window is held open, what was put off is done. */
 static void hook_puts_off_and_loses_nothing(void **state)
 {
-    struct rig rig;
+    struct rig rig = {0};
     struct script disk;
     struct done done;
     blkrepl_completion completion = done_of(&done);
