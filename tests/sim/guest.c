@@ -182,6 +182,7 @@ static void request_called(struct request *r)
         oracle_job_watch(); /* who is done with the target is compared before it changes */
         r->hold = backup_hold(r->disk);
         r->overwrites = r->hold != HOLD_SURE ? oracle_backup_overwrite(r->disk) : 0;
+        r->accept_seq = sim.seq; /* the questions may have let others go first */
     }
 }
 

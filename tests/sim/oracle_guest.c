@@ -189,6 +189,13 @@ bool oracle_written_later(const struct request *request, uint64_t position, uint
             return true;
         }
     }
+    /* One that was made inside of this one's call was accepted before it. */
+    for (uint32_t i = 0; i + 1 < first; i++) {
+        if (sim.requests[i].accept_seq > request->accept_seq &&
+            has_written(&sim.requests[i], request->disk, position, value)) {
+            return true;
+        }
+    }
     return oracle_backup_wrote(request->disk, position, value, request->accept_seq);
 }
 
