@@ -169,12 +169,13 @@ static void request_release(void *user)
     inside(INSIDE_RELEASE);
 }
 
-/* The call is about to be made. */
-static void request_called(struct request *r)
+/* The call is about to be made; false if it cannot be, because a call from inside
+ * a question to the library has closed the image meanwhile. */
+static bool request_called(struct request *r)
 {
     r->accept_seq = sim.seq;
     if (!is_write(r->op)) {
-        return;
+        return true;
     }
     if (disk_is_source(r->disk)) {
         oracle_backup_touch(r);
@@ -184,6 +185,12 @@ static void request_called(struct request *r)
         r->overwrites = r->hold != HOLD_SURE ? oracle_backup_overwrite(r->disk) : 0;
         r->accept_seq = sim.seq; /* the questions may have let others go first */
     }
+    if (r->disk->image == NULL) {
+        oracle_backup_overwrite_not(r->overwrites);
+        request_over(r, -ESHUTDOWN);
+        return false;
+    }
+    return true;
 }
 
 static void check_refusal(const struct request *r, int answer, uint32_t before_count)
@@ -334,8 +341,9 @@ static void through(struct disk *disk, uint32_t op)
         return;
     }
     EVENT("request %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
-    request_called(r);
-    request_answered(r, through_call(r, &done));
+    if (request_called(r)) {
+        request_answered(r, through_call(r, &done));
+    }
 }
 
 /* ---- Beside ----------------------------------------------------------------- */
@@ -387,7 +395,9 @@ static void beside(struct disk *disk, uint32_t op)
     what.offset = r->offset;
     what.bytes = r->bytes;
     EVENT("bracket %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
-    request_called(r);
+    if (!request_called(r)) {
+        return;
+    }
     inside_calls(CALL_BEGIN);
     answer = blkrepl_write_begin(disk->image, &what, &go, &r->token);
     EXPECT((r->token == 0) == (answer < 0), "begin answered %d with token %llu", answer,

@@ -13,7 +13,10 @@
  * Program  up to `ops_max` operations from the menu of a `theme`, in any order
  *          and with repetition, each after any step of what is under way: guest
  *          requests through and beside, backups of both policies, their verbs,
- *          closing images, closing the context.
+ *          closing images, closing the context.  In each world: programs of up
+ *          to 2 of all operations, and of up to 3 of three smaller menus; with
+ *          --long of up to 3 of all, of up to 3 with a fault and a late step in
+ *          one run, and, in a world of 4 clusters, of up to 4.
  *
  * Step     the next operation; the completion of any one request at a disk; the
  *          end of a bracket that got its GO (the host has written), or its
