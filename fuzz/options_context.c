@@ -7,6 +7,8 @@
 #include <stdlib.h>
 
 #define COUNT_MOST 65536
+#define LANES_MOST 256
+#define REQUESTS_MOST (UINT64_C(1) << 24)
 #define POOL_THREADS_MOST 64
 #define PROBE_MAX 2048
 
@@ -143,7 +145,13 @@ static void draw_options(struct subject *s)
                        o->callbacks_max > COUNT_MOST || o->completions_max > COUNT_MOST ||
                        o->copies_max > COUNT_MOST || o->pool_threads_max > POOL_THREADS_MOST,
                    -EINVAL);
-    verdict_add_if(&s->verdict, o->lane_count > 1, -ENOTSUP);
+    verdict_add_if(&s->verdict,
+                   o->lane_count > LANES_MOST ||
+                       (uint64_t)(o->lane_count != 0 ? o->lane_count : 1) *
+                                   (o->requests_max != 0 ? o->requests_max : 1024) +
+                               (o->job_requests_max != 0 ? o->job_requests_max : 8192) >
+                           REQUESTS_MOST,
+                   -EINVAL);
 }
 
 /* ---- Whether what was accepted is what was asked for ------------------------- */

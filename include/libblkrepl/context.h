@@ -31,13 +31,21 @@
  * release takes.
  *
  * Lanes: requests, polls and callbacks belong to a lane.  Lane 0 is the control
- * lane: jobs, events and timers.  This release has one lane, 0, which serves
- * guest I/O as well; any number of threads may use it at once.
+ * lane: jobs, events and timers.  A host with n queue threads asks for n + 1
+ * lanes and uses 1..n for guest I/O, one for each thread: a request is given to
+ * the backend by the thread that makes it or by a poll of its lane, and its
+ * callback runs in a poll of its lane.  So does the read of old data that a
+ * guest's write needs while a backup runs; a job's other requests go out in
+ * polls of lane 0.  With one lane, 0 serves guest I/O as well.  Any number of
+ * threads may use one lane at once.
  *
  * A host must see to it that lane 0 is polled: by a thread that calls
  * blkrepl_poll() with a timeout, or from an event loop by means of
- * blkrepl_poll_fd() and blkrepl_poll_arm().  Until then callbacks wait and
- * jobs make no progress; nothing else is harmed.
+ * blkrepl_poll_fd() and blkrepl_poll_arm().  Until then its callbacks wait and
+ * jobs make no progress.  The callbacks of another lane wait until that is
+ * polled; nobody else does.  What another lane, or a job, waits for is not left
+ * to a lane that may not be polled: it goes out with lane 0, and io->lane says
+ * so.
  */
 #ifndef LIBBLKREPL_CONTEXT_H
 #define LIBBLKREPL_CONTEXT_H
@@ -108,7 +116,7 @@ typedef struct blkrepl_hooks {
 typedef struct blkrepl_context_options {
     uint32_t struct_size;               /* sizeof *this */
     uint32_t flags;                     /* 0 */
-    uint32_t lane_count;                /* 0: 1; more: -ENOTSUP in this release */
+    uint32_t lane_count;                /* 0: 1; at most 256 */
     uint32_t requests_max;              /* guest requests and brackets at once, per
                                          * lane; 0: 1024; at most 65536 */
     uint32_t job_requests_max;          /* requests of all jobs at once; 0: 8192; at
@@ -137,8 +145,9 @@ typedef struct blkrepl_context_options {
  * Callbacks:  on_event and hooks->log, from polls.
  * Thread:     any.
  * Returns:    0; -EINVAL bad option (a hook struct without a required
- *             function, a limit out of range, out is NULL); -ENOTSUP more than
- *             one lane; -ENOMEM; -EMFILE or another errno when no file
+ *             function, a limit out of range, more than 2^24 requests of all
+ *             lanes and jobs together, out is NULL); -ENOMEM; -EMFILE or
+ *             another errno when no file
  *             descriptor can be had; the entropy hook's code;
  *             BLKREPL_ERR_VERSION.
  * Since:      0.1

@@ -28,6 +28,7 @@
  *   GIVEN  -> TAPPED   guest_given            next piece of zeroes or discard
  *   GIVEN  -> ENDED    guest_given            nothing left, or the backend failed
  *   GO_DUE -> GO       guest_deliver_go       the host is told, or asked in begin
+ *   GO_DUE -> TAPPED   blkrepl__guest_make_way  a copy goes first
  *   GO_DUE -> ENDED    blkrepl__guest_cancel_wait
  *   GO     -> FREE     blkrepl__guest_end_bracket
  *   ENDED  -> FREE     guest_deliver          the host is told
@@ -49,7 +50,7 @@ static const uint32_t guest_next[GUEST_PHASE_COUNT] = {
     [GUEST_QUEUED] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
     [GUEST_TAPPED] = TO(GUEST_GIVEN) | TO(GUEST_GO_DUE) | TO(GUEST_ENDED),
     [GUEST_GIVEN] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
-    [GUEST_GO_DUE] = TO(GUEST_GO) | TO(GUEST_ENDED),
+    [GUEST_GO_DUE] = TO(GUEST_GO) | TO(GUEST_TAPPED) | TO(GUEST_ENDED),
     [GUEST_GO] = TO(GUEST_FREE),
     [GUEST_ENDED] = TO(GUEST_FREE),
 };
@@ -119,6 +120,7 @@ static enum step guest_queued(struct guest *guest)
     }
     if (earlier != NULL) {
         range_wait(earlier, &guest->ready);
+        blkrepl__guest_hasten(guest_of_range(earlier));
         return STEP_WAIT;
     }
     return guest_enter(guest, GUEST_TAPPED);
@@ -418,6 +420,7 @@ struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
     guest->patch_due = false;
     guest->tap_error = 0;
     guest->skips = 0;
+    guest->hastened = false;
     guest->cancelled = false;
     guest->tap_counted = 0;
     guest->range.given_at = 0;
@@ -457,4 +460,26 @@ struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t toke
 void blkrepl__guest_wake(struct guest *guest)
 {
     blkrepl__ready_wake(guest->ctx, &guest->ready);
+}
+
+void blkrepl__guest_hasten(struct guest *guest)
+{
+    guest->hastened = true;
+    if (guest->phase == GUEST_GIVEN) {
+        blkrepl__port_hasten(guest->request);
+    }
+}
+
+void blkrepl__guest_make_way(struct guest *guest)
+{
+    if (guest->phase != GUEST_GO_DUE) {
+        blkrepl__guest_hasten(guest);
+        return;
+    }
+    list_remove(&guest->callback.link);
+    guest->range.given = false;
+    guest->range.given_at = 0;
+    guest_enter(guest, GUEST_TAPPED);
+    blkrepl__range_wake(guest_ranges(guest), &guest->range);
+    blkrepl__guest_wake(guest);
 }

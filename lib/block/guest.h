@@ -44,6 +44,7 @@ struct guest {
     uint32_t flags;
     uint32_t lane;
     bool beside;
+    bool hastened; /* others wait for it: lane 0 submits what its lane cannot at once */
     blkrepl_extent *extents;
     uint32_t extents_max;
     blkrepl_completion done; /* bracket: go */
@@ -97,6 +98,18 @@ struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t toke
 
 /* Wake a guest that a tap has parked. */
 void blkrepl__guest_wake(struct guest *guest);
+
+/* Another guest waits for this one: what it still has to submit goes with lane
+ * 0, since nobody may be polling its own. */
+void blkrepl__guest_hasten(struct guest *guest);
+/* A copy waits for this one.  As above; and a bracket that has not been told its
+ * GO yet gives it back, and waits for the copy. */
+void blkrepl__guest_make_way(struct guest *guest);
+
+static inline struct guest *guest_of_range(struct range *range)
+{
+    return CONTAINER_OF(range, struct guest, range);
+}
 
 static inline bool guest_writes(const struct guest *guest)
 {

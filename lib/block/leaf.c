@@ -184,11 +184,12 @@ void blkrepl__leaf_free(struct leaf *leaf)
     blkrepl__free(alloc, leaf);
 }
 
-unsigned char *blkrepl__leaf_bounce_take(struct leaf *leaf)
+unsigned char *blkrepl__leaf_bounce_take(struct leaf *leaf, struct guest *user)
 {
     for (uint32_t i = 0; i < LEAF_BOUNCE_COUNT; i++) {
         if ((leaf->bounce_free >> i & 1) != 0) {
             leaf->bounce_free &= ~(1u << i);
+            leaf->bounce_users[i] = user;
             return leaf->bounce_memory + (size_t)i * LEAF_BOUNCE_BYTES;
         }
     }

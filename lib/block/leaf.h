@@ -10,6 +10,8 @@
 #define LEAF_BOUNCE_BYTES 65536
 #define LEAF_BOUNCE_COUNT 16
 
+struct guest;
+
 struct leaf {
     struct port port;
     struct ranges ranges;
@@ -20,7 +22,8 @@ struct leaf {
     /* Changed under the lock. */
     bool zeroes_refused; /* ZEROES has answered -ENOTSUP */
     unsigned char *bounce_memory;
-    uint32_t bounce_free;       /* bit n: buffer n is free */
+    uint32_t bounce_free; /* bit n: buffer n is free */
+    struct guest *bounce_users[LEAF_BOUNCE_COUNT];
     struct list bounce_waiters; /* struct ready */
 };
 
@@ -45,7 +48,7 @@ static inline bool leaf_aligned(const struct leaf *leaf)
 }
 
 /* A bounce buffer; NULL if all are in use (then wait on bounce_waiters). */
-unsigned char *blkrepl__leaf_bounce_take(struct leaf *leaf);
+unsigned char *blkrepl__leaf_bounce_take(struct leaf *leaf, struct guest *user);
 void blkrepl__leaf_bounce_put(struct leaf *leaf, unsigned char *buffer);
 
 #endif

@@ -349,12 +349,16 @@ static bool piece_get_bounce(struct guest *guest)
         return false;
     }
     if (guest->bounce == NULL) {
-        guest->bounce = blkrepl__leaf_bounce_take(leaf);
+        guest->bounce = blkrepl__leaf_bounce_take(leaf, guest);
     }
     if (guest->bounce == NULL) {
         list_append(&leaf->bounce_waiters, &guest->ready.link);
+        for (uint32_t i = 0; i < LEAF_BOUNCE_COUNT; i++) {
+            blkrepl__guest_hasten(leaf->bounce_users[i]);
+        }
         return false;
     }
+    guest->hastened = guest->hastened || !list_empty(&leaf->bounce_waiters);
     return true;
 }
 
@@ -381,7 +385,8 @@ enum piece_answer blkrepl__piece_send(struct guest *guest)
             piece_send_plain(guest);
         }
     }
-    blkrepl__port_submit_guest(&guest->image->leaf->port, guest->request, guest->lane);
+    blkrepl__port_submit_guest(&guest->image->leaf->port, guest->request,
+                               guest->hastened ? 0 : guest->lane);
     return PIECE_SENT;
 }
 

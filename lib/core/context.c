@@ -17,6 +17,7 @@
 #include "base/struct_io.h"
 #include "core/error.h"
 
+#define LANES_MOST 256
 #define REQUESTS_MOST 65536
 #define COUNTS_MOST 65536
 #define POOL_THREADS_MOST 64
@@ -93,14 +94,19 @@ static int context_configure(struct blkrepl_context *ctx, const blkrepl_context_
         o.copies_max > COUNTS_MOST || o.pool_threads_max > POOL_THREADS_MOST) {
         return blkrepl__fail(-EINVAL, "context: a flag, limit or reserved field is out of range");
     }
-    if (o.lane_count > 1) {
-        return blkrepl__fail(-ENOTSUP, "context: %" PRIu32 " lanes; this release has one",
-                             o.lane_count);
-    }
     ctx->sink = o.on_event;
-    ctx->lane_count = 1;
+    ctx->lane_count = context_default(o.lane_count, 1);
     ctx->requests_max = context_default(o.requests_max, 1024);
     ctx->job_requests.count = context_default(o.job_requests_max, 8192);
+    if (ctx->lane_count > LANES_MOST ||
+        (uint64_t)ctx->lane_count * ctx->requests_max + ctx->job_requests.count >
+            REQUEST_INDEX_MASK + 1) {
+        return blkrepl__fail(-EINVAL,
+                             "context: %" PRIu32 " lanes of %" PRIu32 " requests each; at most %d "
+                             "lanes and %" PRIu64 " requests together",
+                             ctx->lane_count, ctx->requests_max, LANES_MOST,
+                             REQUEST_INDEX_MASK + 1);
+    }
     ctx->callbacks_max = context_default(o.callbacks_max, 256);
     ctx->completions_max = context_default(o.completions_max, 256);
     ctx->copies_max = context_default(o.copies_max, 16);
@@ -112,8 +118,9 @@ static int context_configure(struct blkrepl_context *ctx, const blkrepl_context_
 
 static void context_init_lists(struct blkrepl_context *ctx)
 {
-    struct list *lists[] = {&ctx->ready,  &ctx->completed,  &ctx->machines, &ctx->jobs,
-                            &ctx->chores, &ctx->job_queues, &ctx->closing};
+    struct list *lists[] = {&ctx->ready,   &ctx->completed, &ctx->machines,
+                            &ctx->jobs,    &ctx->chores,    &ctx->job_queues,
+                            &ctx->closing, &ctx->yielding,  &ctx->strays};
 
     for (size_t i = 0; i < ARRAY_COUNT(lists); i++) {
         list_init(lists[i]);
@@ -147,7 +154,10 @@ static int context_build(struct blkrepl_context *ctx)
                              ctx->slot_count);
     }
     blkrepl__request_pool_init(&ctx->job_requests, ctx->slots, ctx->slot_count - jobs, jobs);
-    rc = lane_init(ctx, 0);
+    while (rc == 0 && ctx->lanes_made < ctx->lane_count) {
+        rc = lane_init(ctx, ctx->lanes_made);
+        ctx->lanes_made += rc == 0;
+    }
     return rc < 0 ? blkrepl__fail_code(rc, "context: wake-up descriptor") : 0;
 }
 
@@ -155,6 +165,9 @@ static void context_unbuild(struct blkrepl_context *ctx)
 {
     struct alloc alloc = ctx->alloc;
 
+    while (ctx->lanes_made > 0) {
+        blkrepl__wake_fini(&ctx->lanes[--ctx->lanes_made].wake);
+    }
     blkrepl__free(&alloc, ctx->lanes);
     blkrepl__free(&alloc, ctx->slots);
     blkrepl__free(&alloc, ctx);
@@ -173,7 +186,6 @@ static int context_make(const struct blkrepl_context *draft, blkrepl_context **o
     context_init_lists(ctx);
     rc = context_build(ctx);
     if (rc == 0 && pthread_mutex_init(&ctx->lock, NULL) != 0) {
-        blkrepl__wake_fini(&ctx->lanes[0].wake);
         rc = blkrepl__fail(-ENOMEM, "context: no mutex");
     }
     if (rc < 0) {
@@ -269,6 +281,28 @@ static uint32_t context_requests(const struct blkrepl_context *ctx)
     return used;
 }
 
+/* Whether callbacks wait on some lane. */
+static bool context_callbacks(const struct blkrepl_context *ctx)
+{
+    uint32_t i = 0;
+
+    while (i < ctx->lane_count && list_empty(&ctx->lanes[i].callbacks)) {
+        i++;
+    }
+    return i < ctx->lane_count;
+}
+
+/* Whether another thread is inside a call; this one is counted as well. */
+static bool context_entered(const struct blkrepl_context *ctx)
+{
+    bool entered = ctx->inside > 1 || atomic_load(&ctx->completing) > 0;
+
+    for (uint32_t i = 0; i < ctx->lane_count && !entered; i++) {
+        entered = atomic_load(&ctx->lanes[i].polling);
+    }
+    return entered;
+}
+
 /* 0 if nothing is left; otherwise say what is. */
 static int context_remains(const struct blkrepl_context *ctx)
 {
@@ -283,11 +317,10 @@ static int context_remains(const struct blkrepl_context *ctx)
         return blkrepl__fail(-EBUSY, "context: %" PRIu32 " requests or brackets have not ended",
                              requests);
     }
-    if (!list_empty(&ctx->jobs) || ctx->ports > 0 || !list_empty(&ctx->lanes[0].callbacks)) {
+    if (!list_empty(&ctx->jobs) || ctx->ports > 0 || context_callbacks(ctx)) {
         return blkrepl__fail(-EBUSY, "context: a job winds up or a backend is being closed");
     }
-    if (ctx->inside > 1 || atomic_load(&ctx->lanes[0].polling) ||
-        atomic_load(&ctx->completing) > 0) {
+    if (context_entered(ctx)) {
         return blkrepl__fail(-EBUSY, "context: another thread is inside a call");
     }
     return 0;
@@ -302,9 +335,6 @@ static void context_destroy(struct blkrepl_context *ctx)
     }
     if (ctx->guests_free != NULL) {
         ctx->guests_free(ctx);
-    }
-    for (uint32_t i = 0; i < ctx->lane_count; i++) {
-        blkrepl__wake_fini(&ctx->lanes[i].wake);
     }
     pthread_mutex_destroy(&ctx->lock);
     context_unbuild(ctx);

@@ -94,6 +94,7 @@ struct blkrepl_context {
     blkrepl_hooks hooks;
     blkrepl_event_sink sink;
     uint32_t lane_count;
+    uint32_t lanes_made; /* while it is created and freed */
     uint32_t callbacks_max;
     uint32_t completions_max;
     uint32_t copies_max;
@@ -112,6 +113,8 @@ struct blkrepl_context {
     struct list jobs;      /* all machines */
     struct list chores;
     struct list job_queues; /* job queues ready to be submitted */
+    struct list yielding;   /* job queues that let guests of other lanes go first */
+    struct list strays;     /* guest queues of other lanes with reads that lane 0 may take */
     struct list closing;    /* dropped ports whose backend can be closed */
     struct timer_list timers;
     struct log_ring log;

@@ -215,7 +215,8 @@ bool blkrepl__lane_busy(struct blkrepl_context *ctx, uint32_t number)
     }
     return number == 0 &&
            (!list_empty(&ctx->machines) || !list_empty(&ctx->job_queues) ||
-            !list_empty(&ctx->ready) || !list_empty(&ctx->completed) || !list_empty(&ctx->chores) ||
+            !list_empty(&ctx->yielding) || !list_empty(&ctx->strays) || !list_empty(&ctx->ready) ||
+            !list_empty(&ctx->completed) || !list_empty(&ctx->chores) ||
             !list_empty(&ctx->closing) || log_waiting(&ctx->log));
 }
 

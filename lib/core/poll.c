@@ -139,6 +139,9 @@ static void poll_work(struct blkrepl_context *ctx, uint32_t number)
     if (number == 0 && !list_empty(&ctx->machines)) {
         poll_machines(ctx);
     }
+    if (number == 0 && ctx->lane_count > 1) {
+        blkrepl__port_help_lanes(ctx);
+    }
     blkrepl__empty_outbox(ctx, number, OUTBOX_POLL);
     if (number == 0 && log_waiting(&ctx->log)) {
         poll_log(ctx);
@@ -373,18 +376,38 @@ int blkrepl_poll_wake(blkrepl_context *ctx, uint32_t lane)
     return 0;
 }
 
-/* Empty everything that can be emptied without waiting, callbacks included. */
-void blkrepl__drain(struct blkrepl_context *ctx)
+/* The same for one lane; a lane that a thread polls is left to that thread.
+ * Returns whether callbacks or events ran. */
+static bool drain_lane(struct blkrepl_context *ctx, uint32_t number)
 {
+    struct lane *lane = &ctx->lanes[number];
+    bool ran = false;
     bool news = true;
 
-    if (atomic_load_explicit(&ctx->lanes[0].polling, memory_order_acquire)) {
-        return; /* the thread that polls does it */
+    if (atomic_load_explicit(&lane->polling, memory_order_acquire)) {
+        return false;
     }
-    atomic_store_explicit(&ctx->lanes[0].polling, true, memory_order_relaxed);
-    ctx->lanes[0].kicked = false; /* nobody sleeps */
-    for (int i = 0; i < DRAIN_ROUNDS_MAX && (news || blkrepl__lane_busy(ctx, 0)); i++) {
-        poll_round(ctx, 0, &news);
+    atomic_store_explicit(&lane->polling, true, memory_order_relaxed);
+    lane->kicked = false; /* nobody sleeps */
+    for (int i = 0; i < DRAIN_ROUNDS_MAX && (news || blkrepl__lane_busy(ctx, number)); i++) {
+        poll_round(ctx, number, &news);
+        ran = ran || news;
     }
-    atomic_store_explicit(&ctx->lanes[0].polling, false, memory_order_release);
+    atomic_store_explicit(&lane->polling, false, memory_order_release);
+    return ran;
+}
+
+/* Empty everything that can be emptied without waiting, callbacks included; what
+ * one lane does may be work for another. */
+void blkrepl__drain(struct blkrepl_context *ctx)
+{
+    bool ran = true;
+
+    for (int i = 0; i < DRAIN_ROUNDS_MAX && ran; i++) {
+        ran = false;
+        for (uint32_t lane = 0; lane < ctx->lane_count; lane++) {
+            ran = drain_lane(ctx, lane) || ran;
+        }
+        ran = ran && ctx->lane_count > 1;
+    }
 }

@@ -6,12 +6,15 @@
 #include "core/context.h"
 
 #define BATCH_MAX 32
+/* For how many polls a job leaves the only place at a backend to guests. */
+#define YIELDS_MAX 64
 
 static void port_queue_init(struct port_queue *queue, struct port *port, struct list *ready_list)
 {
     queue->port = port;
     queue->ready_list = ready_list;
     list_init(&queue->waiting);
+    list_init(&queue->first);
 }
 
 void blkrepl__port_init(struct port *port, struct blkrepl_context *ctx, struct port_queue *guest)
@@ -24,13 +27,23 @@ void blkrepl__port_init(struct port *port, struct blkrepl_context *ctx, struct p
     }
     port_queue_init(&port->job, port, &ctx->job_queues);
     port->job.job = true;
-    list_init(&port->urgent);
     ctx->ports++;
 }
 
 static uint32_t port_in_flight(const struct port *port)
 {
     return port->guest_in_flight + port->job_in_flight;
+}
+
+static bool port_queue_waiting(const struct port_queue *queue)
+{
+    return !list_empty(&queue->waiting) || !list_empty(&queue->first);
+}
+
+/* Whether jobs leave the only place to a guest of another lane. */
+static bool port_yields(const struct port *port)
+{
+    return port->guest_waiting > 0 && port->info.queue_depth == 1 && port->yields < YIELDS_MAX;
 }
 
 /* How many more requests of this queue the backend may get now. */
@@ -44,30 +57,39 @@ static uint32_t port_room(const struct port_queue *queue)
     if (!queue->job) {
         return room;
     }
-    if (port->guest_waiting > 0) {
+    if (port_queue_waiting(&port->guest[0]) || port_yields(port)) {
         return 0;
     }
-    share = port->guest_in_flight > 0 && depth > 1 ? depth / 2 : depth;
+    share = port->guest_in_flight + port->guest_waiting > 0 && depth > 1 ? depth / 2 : depth;
     if (port->job_in_flight >= share) {
         return 0;
     }
     return room < share - port->job_in_flight ? room : share - port->job_in_flight;
 }
 
-static bool port_queue_waiting(const struct port_queue *queue)
+/* Put a link on a list, or take it off. */
+static void port_place(struct list *link, struct list *list, bool there)
 {
-    return !list_empty(&queue->waiting) || (queue->job && !list_empty(&queue->port->urgent));
+    if (there && !list_linked(link)) {
+        list_append(list, link);
+    } else if (!there) {
+        list_unlink(link);
+    }
 }
 
-/* Put the queue on its ready list, or take it off, as invariant 4 wants it. */
+/* Put the queue on the lists where invariant 4 wants it. */
 static void port_kick(struct port_queue *queue)
 {
-    bool ready = !queue->held && port_queue_waiting(queue) && port_room(queue) > 0;
+    const struct port *port = queue->port;
+    bool waits = !queue->held && port_queue_waiting(queue);
+    bool ready = waits && port_room(queue) > 0;
 
-    if (ready && !list_linked(&queue->link)) {
-        list_append(queue->ready_list, &queue->link);
-    } else if (!ready) {
-        list_unlink(&queue->link);
+    port_place(&queue->link, queue->ready_list, ready);
+    if (queue->job) {
+        port_place(&queue->aside, &port->ctx->yielding,
+                   waits && !ready && port_yields(port) && port_in_flight(port) == 0);
+    } else if (queue->lane > 0) {
+        port_place(&queue->aside, &port->ctx->strays, ready && !list_empty(&queue->first));
     }
 }
 
@@ -94,24 +116,86 @@ static void port_prepare(struct port *port, struct request *request, uint32_t la
     }
 }
 
+/* Put a request into a guest queue. */
+static void port_queue_guest(struct port_queue *queue, struct list *list, struct request *request)
+{
+    struct port *port = queue->port;
+
+    list_append(list, &request->link);
+    port->guest_waiting++;
+    port_kick(queue);
+    if (port_queue_waiting(&port->job)) {
+        port_kick(&port->job);
+    }
+}
+
 void blkrepl__port_submit_guest(struct port *port, struct request *request, uint32_t lane)
 {
     port_prepare(port, request, lane);
     request->job = false;
-    list_append(&port->guest[lane].waiting, &request->link);
-    port->guest_waiting++;
-    port_kick(&port->guest[lane]);
-    if (port_queue_waiting(&port->job)) {
-        port_kick(&port->job);
-    }
+    port_queue_guest(&port->guest[lane], &port->guest[lane].waiting, request);
+}
+
+void blkrepl__port_submit_read(struct port *port, struct request *request, uint32_t lane)
+{
+    port_prepare(port, request, lane);
+    request->job = false;
+    port_queue_guest(&port->guest[lane], &port->guest[lane].first, request);
 }
 
 void blkrepl__port_submit_job(struct port *port, struct request *request, bool urgent)
 {
     port_prepare(port, request, 0);
     request->job = true;
-    list_append(urgent ? &port->urgent : &port->job.waiting, &request->link);
+    list_append(urgent ? &port->job.first : &port->job.waiting, &request->link);
     port_kick(&port->job);
+}
+
+void blkrepl__port_hasten(struct request *request)
+{
+    struct port *port = request->port;
+
+    if (request->queued && request->io.lane > 0 && blkrepl__port_withdraw(request)) {
+        request->queued = true;
+        request->io.lane = 0;
+        port_queue_guest(&port->guest[0], &port->guest[0].waiting, request);
+    }
+}
+
+/* Reads of old data are wanted by a job too: they do not wait for their lane. */
+static void port_take_strays(struct port_queue *queue)
+{
+    struct list reads;
+    struct list *link;
+
+    list_init(&reads);
+    list_splice(&reads, &queue->first);
+    while ((link = list_pop(&reads)) != NULL) {
+        struct request *request = CONTAINER_OF(link, struct request, link);
+
+        queue->port->guest_waiting--;
+        request->io.lane = 0;
+        port_queue_guest(&queue->port->guest[0], &queue->port->guest[0].first, request);
+    }
+    port_kick(queue);
+}
+
+void blkrepl__port_help_lanes(struct blkrepl_context *ctx)
+{
+    struct list now;
+    struct list *link;
+
+    list_init(&now);
+    list_splice(&now, &ctx->yielding);
+    while ((link = list_pop(&now)) != NULL) {
+        struct port_queue *queue = CONTAINER_OF(link, struct port_queue, aside);
+
+        queue->port->yields++;
+        port_kick(queue);
+    }
+    while (!list_empty(&ctx->strays)) {
+        port_take_strays(CONTAINER_OF(ctx->strays.next, struct port_queue, aside));
+    }
 }
 
 /* The owner takes back what the backend has not got. */
@@ -136,7 +220,7 @@ bool blkrepl__port_withdraw(struct request *request)
 
 static struct list *port_queue_pop(struct port_queue *queue)
 {
-    struct list *link = queue->job ? list_pop(&queue->port->urgent) : NULL;
+    struct list *link = list_pop(&queue->first);
 
     return link != NULL ? link : list_pop(&queue->waiting);
 }
@@ -167,6 +251,7 @@ static uint32_t port_take_batch(struct port_queue *queue, blkrepl_io **ios)
         port->guest_in_flight += count;
         port->guest_waiting -= count;
     }
+    port->yields = 0;
     return count;
 }
 
@@ -179,6 +264,7 @@ void blkrepl__port_flush(struct port_queue *queue)
     uint32_t count;
 
     list_unlink(&queue->link);
+    list_unlink(&queue->aside);
     count = port_take_batch(queue, ios);
     if (count > 0) {
         queue->held = true;
@@ -257,10 +343,6 @@ void blkrepl__port_close(struct port *port)
     struct host_frame frame;
 
     list_unlink(&port->chore_link);
-    list_unlink(&port->job.link);
-    for (uint32_t lane = 0; lane < ctx->lane_count; lane++) {
-        list_unlink(&port->guest[lane].link);
-    }
     pthread_mutex_unlock(&ctx->lock);
     if (port->ops.close != NULL) {
         blkrepl__host_enter(&frame, ctx);

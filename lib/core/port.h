@@ -8,12 +8,16 @@
  *
  * Invariants:
  *   1. in_flight <= the backend's queue_depth.
- *   2. Job requests are offered only when no guest request waits, and hold at
- *      most half of the depth (at least 1) while guest requests are about.
+ *   2. Job requests are offered only when no guest request of lane 0 waits, and
+ *      hold at most half of the depth while guest requests are about.  Where
+ *      there is no half, they let guests of other lanes go first for a number
+ *      of polls: no job depends on a lane that nobody polls.
  *   3. A request is queued, or at the backend (live_id != 0), or completed and
  *      not yet handled, or with its owner: one of these.
  *   4. A queue is on its ready list if and only if it has something to submit,
- *      the port has room for it, and nobody holds it.
+ *      the port has room for it, and nobody holds it.  A guest queue of another
+ *      lane than 0 that has reads is then on the list of strays as well: polls
+ *      of lane 0 take them over.
  *   5. The backend's close runs when nothing is queued or in flight, nobody is
  *      inside the backend, and the owner has dropped the port. */
 #ifndef BLKREPL_CORE_PORT_H
@@ -26,7 +30,10 @@ struct port;
 
 struct port_queue {
     struct list link;    /* on the lane's (or the jobs') ready list */
+    struct list aside;   /* on the context's list of strays; jobs: of the yielding */
     struct list waiting; /* requests */
+    struct list first;   /* requests that go before the others: a guest queue's
+                          * reads of old data, a job queue's urgent ones */
     struct port *port;
     struct list *ready_list;
     uint32_t lane;
@@ -44,11 +51,11 @@ struct port {
     void (*freed)(struct port *port); /* called when the backend is closed */
     /* Changed under the lock. */
     struct port_queue job;
-    struct list urgent;     /* job requests that go before the others */
     struct list chore_link; /* on the context's closing list */
     uint32_t guest_waiting; /* in the guest queues */
     uint32_t guest_in_flight;
     uint32_t job_in_flight;
+    uint32_t yields; /* polls in which jobs let guests of other lanes go first */
     uint32_t inside; /* threads inside the backend */
     bool dropped;
 };
@@ -60,12 +67,22 @@ void blkrepl__port_init(struct port *port, struct blkrepl_context *ctx, struct p
 /* Queue a request.  request->io is complete but for id, lane and struct_size;
  * request->ended and owner are set.  It goes to the guest queue of `lane`. */
 void blkrepl__port_submit_guest(struct port *port, struct request *request, uint32_t lane);
+/* The same for a job's read that a guest of this lane waits for. */
+void blkrepl__port_submit_read(struct port *port, struct request *request, uint32_t lane);
 /* The same for the job queue; urgent ones go before the others. */
 void blkrepl__port_submit_job(struct port *port, struct request *request, bool urgent);
 
 /* Take a request back that was not given to the backend yet; false if it is
  * not queued any more. */
 bool blkrepl__port_withdraw(struct request *request);
+
+/* Somebody waits for this guest request: if it is still queued on another lane,
+ * lane 0 takes it over. */
+void blkrepl__port_hasten(struct request *request);
+
+/* What a poll of lane 0 does for jobs that others hold up: count their yielding,
+ * and take over the strays. */
+void blkrepl__port_help_lanes(struct blkrepl_context *ctx);
 
 /* Tell the backend that a request is not wanted any more, if it has it.  Drops
  * and retakes the lock. */

@@ -143,7 +143,7 @@ static void task_submit(struct copy_task *task, struct port *port, uint32_t opco
 static void task_queue(struct copy_task *task, struct port *port)
 {
     if (port == &task->copy->config.source->leaf->port && task->urgent) {
-        blkrepl__port_submit_guest(port, task->request, task->lane);
+        blkrepl__port_submit_read(port, task->request, task->lane);
     } else {
         blkrepl__port_submit_job(port, task->request, task->urgent);
     }
@@ -244,6 +244,23 @@ static void task_begin_write(struct copy_task *task)
     task_send_write(task);
 }
 
+/* The write in flight that the copy has to wait for; brackets whose host has not
+ * been told yet make way. */
+static struct range *task_blocker(const struct copy_task *task)
+{
+    const struct copy *copy = task->copy;
+    struct range *write;
+
+    do {
+        write = blkrepl__range_copy_blocker(task_ranges(task), task->start, task->end,
+                                            copy->tap.attached_at);
+        if (write != NULL) {
+            blkrepl__guest_make_way(guest_of_range(write));
+        }
+    } while (write != NULL && write->given_at == 0);
+    return write;
+}
+
 /* CLAIMED: wait for guest writes that are in flight over the range. */
 static void task_claimed(struct copy_task *task)
 {
@@ -254,9 +271,7 @@ static void task_claimed(struct copy_task *task)
         blkrepl__ready_wake(copy->job->ctx, &task->ready);
         return;
     }
-    write = blkrepl__range_copy_blocker(task_ranges(task), task->start, task->end,
-                                        copy->tap.attached_at);
-
+    write = task_blocker(task);
     if (write != NULL) {
         range_wait(write, &task->ready);
         return;

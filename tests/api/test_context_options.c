@@ -172,7 +172,7 @@ static void unknown_flags_and_reserved_fields_are_refused(void **state)
     refused(&o, -EINVAL);
 }
 
-static void one_lane_is_accepted_more_are_not_supported(void **state)
+static void one_to_256_lanes_are_accepted(void **state)
 {
     blkrepl_context_options o = fresh(NULL);
 
@@ -181,10 +181,17 @@ static void one_lane_is_accepted_more_are_not_supported(void **state)
     accepted(&o);
     o = fresh(NULL);
     o.lane_count = 2;
-    refused(&o, -ENOTSUP);
+    accepted(&o);
+    o = fresh(NULL);
+    o.lane_count = 257;
+    refused(&o, -EINVAL);
     o = fresh(NULL);
     o.lane_count = UINT32_MAX;
-    refused(&o, -ENOTSUP);
+    refused(&o, -EINVAL);
+    o = fresh(NULL);
+    o.lane_count = 256; /* 2^24 requests of guests leave none for jobs */
+    o.requests_max = 65536;
+    refused(&o, -EINVAL);
 }
 
 static void every_allocator_function_is_required(void **state)
@@ -343,8 +350,8 @@ static void the_message_belongs_to_the_thread_and_outlives_a_success(void **stat
     pthread_t thread;
 
     (void)state;
-    o.lane_count = 2;
-    refused(&o, -ENOTSUP);
+    o.lane_count = 2000;
+    refused(&o, -EINVAL);
     snprintf(before, sizeof before, "%s", blkrepl_error_message());
     o = fresh(NULL);
     accepted(&o);
@@ -364,7 +371,7 @@ int main(void)
         cmocka_unit_test(a_larger_struct_with_a_zero_tail_is_accepted),
         cmocka_unit_test(a_larger_struct_with_something_in_its_tail_is_of_another_version),
         cmocka_unit_test(unknown_flags_and_reserved_fields_are_refused),
-        cmocka_unit_test(one_lane_is_accepted_more_are_not_supported),
+        cmocka_unit_test(one_to_256_lanes_are_accepted),
         cmocka_unit_test(every_allocator_function_is_required),
         cmocka_unit_test(every_hook_may_be_missing),
         cmocka_unit_test(limits_are_checked),

@@ -507,7 +507,7 @@ static int break_context(union huge *huge)
 
     switch (rng_below(8)) {
     case 0: return wrong_size(&o->struct_size, huge, sizeof *o);
-    case 1: o->lane_count = (uint32_t)rng_between(2, UINT32_MAX); return -ENOTSUP;
+    case 1: o->lane_count = (uint32_t)rng_between(257, UINT32_MAX); break;
     case 2: *limits[rng_below(5)] = rng_chance(50) ? 65537 : UINT32_MAX; break;
     case 3: o->pool_threads_max = 65; break;
     case 4: o->flags = UINT32_C(1) << rng_below(32); break;

@@ -44,8 +44,8 @@ static void context_refused(struct world *w)
         w->sinks++; /* each try gives one away */
     }
     bad = o;
-    bad.lane_count = 2;
-    refused(w, &bad, -ENOTSUP);
+    bad.lane_count = 257;
+    refused(w, &bad, -EINVAL);
     w->sinks++;
     bad = o;
     bad.allocator = &half;

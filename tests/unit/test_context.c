@@ -118,8 +118,13 @@ static void context_refuses_bad_options_and_releases_the_sink(void **state)
     o.reserved1 = &o;
     refuse(&rig, &o, -EINVAL);
     o = good;
-    o.lane_count = 2;
-    refuse(&rig, &o, -ENOTSUP);
+    o.lane_count = 257;
+    refuse(&rig, &o, -EINVAL);
+    o = good;
+    o.lane_count = 256; /* with the jobs' one too many */
+    o.requests_max = 65536;
+    o.job_requests_max = 1;
+    refuse(&rig, &o, -EINVAL);
     o = good;
     o.requests_max = 65537;
     refuse(&rig, &o, -EINVAL);
@@ -142,7 +147,7 @@ static void context_refuses_bad_options_and_releases_the_sink(void **state)
     o = good;
     o.struct_size = 8; /* too small for the sink to be in it */
     assert_int_equal(blkrepl_context_create(&o, &rig.ctx), -EINVAL);
-    assert_int_equal(rig.sink_released, 11);
+    assert_int_equal(rig.sink_released, 12);
     o = good;
     o.lane_count = 1;
     o.requests_max = o.job_requests_max = 65536;

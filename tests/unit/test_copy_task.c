@@ -289,7 +289,7 @@ static void task_that_is_urgent_reads_as_a_guest_and_writes_before_other_copies(
     blkrepl__enter(r.rig.ctx);
     blkrepl__advance(r.rig.ctx);
     assert_true(task->request->job);
-    assert_ptr_equal(r.to->leaf->port.urgent.next, &task->request->link);
+    assert_ptr_equal(r.to->leaf->port.job.first.next, &task->request->link);
     blkrepl__leave(r.rig.ctx, 0);
     assert_int_equal(r.target.waiting_count, 0); /* only a poll gives it away */
     rig_poll(&r.rig);

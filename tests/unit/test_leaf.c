@@ -201,7 +201,7 @@ static void leaf_buffers_are_each_their_own_and_the_first_that_waits_is_woken(vo
     b.disk.info.request_alignment = 512;
     assert_int_equal(blkrepl__leaf_create(b.rig.ctx, &script_ops, &b.disk, &leaf), 0);
     for (int i = 0; i < LEAF_BOUNCE_COUNT; i++) {
-        buffers[i] = blkrepl__leaf_bounce_take(leaf);
+        buffers[i] = blkrepl__leaf_bounce_take(leaf, NULL);
         assert_non_null(buffers[i]);
         assert_int_equal((uintptr_t)buffers[i] % LEAF_BOUNCE_BYTES, 0);
         memset(buffers[i], i, LEAF_BOUNCE_BYTES);
@@ -210,13 +210,13 @@ static void leaf_buffers_are_each_their_own_and_the_first_that_waits_is_woken(vo
         assert_int_equal(buffers[i][0], i);
         assert_int_equal(buffers[i][LEAF_BOUNCE_BYTES - 1], i);
     }
-    assert_null(blkrepl__leaf_bounce_take(leaf));
+    assert_null(blkrepl__leaf_bounce_take(leaf, NULL));
     list_append(&leaf->bounce_waiters, &waits[0].link);
     list_append(&leaf->bounce_waiters, &waits[1].link);
     blkrepl__leaf_bounce_put(leaf, buffers[7]);
     assert_ptr_equal(list_pop(&b.rig.ctx->ready), &waits[0].link);
     assert_true(list_empty(&b.rig.ctx->ready));
-    assert_ptr_equal(blkrepl__leaf_bounce_take(leaf), buffers[7]);
+    assert_ptr_equal(blkrepl__leaf_bounce_take(leaf, NULL), buffers[7]);
     blkrepl__leaf_free(leaf);
     bench_close(&b);
 }
