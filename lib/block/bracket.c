@@ -101,8 +101,7 @@ static int bracket_begin(struct blkrepl_image *image, const blkrepl_bracket *wha
     }
     guest = bracket_take(image, what, go);
     if (guest == NULL) {
-        return blkrepl__fail(-EAGAIN, "image \"%s\": all %" PRIu32 " requests are in use",
-                             image->name, ctx->requests_max);
+        return blkrepl__guest_no_room(image, what->lane, go);
     }
     mine = guest->token;
     *token = mine;

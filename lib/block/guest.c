@@ -36,11 +36,13 @@
 #include "block/guest.h"
 
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/checked.h"
 #include "base/hook.h"
 #include "core/error.h"
 #include "core/step.h"
+#include "core/wait.h"
 
 /* Pieces that a discard leaves out at once. */
 #define SKIPS_MAX 16
@@ -405,7 +407,6 @@ struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
     struct guest *guest;
 
     if (request == NULL) {
-        lane->room_wanted = true;
         return NULL;
     }
     guest = guest_of(ctx, request->index);
@@ -429,6 +430,19 @@ struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
     image->requests++;
     blkrepl__image_ref(image);
     return guest;
+}
+
+int blkrepl__guest_no_room(struct blkrepl_image *image, uint32_t lane,
+                           const blkrepl_completion *done)
+{
+    struct blkrepl_context *ctx = image->ctx;
+
+    /* A blocking call waits for room by itself. */
+    if (done == NULL || done->fn != blkrepl__waiter_done) {
+        ctx->lanes[lane].room_wanted = true;
+    }
+    return blkrepl__fail(-EAGAIN, "image \"%s\": all %" PRIu32 " requests are in use", image->name,
+                         ctx->requests_max);
 }
 
 void blkrepl__guest_put(struct guest *guest)

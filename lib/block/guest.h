@@ -81,9 +81,14 @@ struct guest {
  * Returns: 0; -ENOMEM. */
 int blkrepl__guests_prepare(struct blkrepl_context *ctx);
 
-/* Take a slot for a request to `image`; NULL if there is none (ROOM will
- * follow).  With the lock held; so are the others. */
+/* Take a slot for a request to `image`; NULL if there is none.  With the lock
+ * held; so are the others. */
 struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t lane);
+/* There is none: the caller of the request, whose completion this is, is told
+ * when there is.
+ * Returns: -EAGAIN. */
+int blkrepl__guest_no_room(struct blkrepl_image *image, uint32_t lane,
+                           const blkrepl_completion *done);
 
 /* Set it on its way. */
 void blkrepl__guest_start(struct guest *guest);

@@ -79,8 +79,7 @@ static int call_accept(struct blkrepl_image *image, const struct guest_call *cal
     }
     guest = blkrepl__guest_take(image, call->lane);
     if (guest == NULL) {
-        return blkrepl__fail(-EAGAIN, "image \"%s\": all %" PRIu32 " requests are in use",
-                             image->name, image->ctx->requests_max);
+        return blkrepl__guest_no_room(image, call->lane, done);
     }
     guest_take_call(guest, call, done);
     blkrepl__guest_start(guest);

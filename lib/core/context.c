@@ -137,6 +137,8 @@ static int lane_init(struct blkrepl_context *ctx, uint32_t number)
     list_init(&lane->callbacks);
     list_init(&lane->events);
     list_init(&lane->queues);
+    list_init(&lane->waiters);
+    list_init(&lane->room_waiters);
     return blkrepl__wake_init(&lane->wake);
 }
 
@@ -298,7 +300,7 @@ static bool context_entered(const struct blkrepl_context *ctx)
     bool entered = ctx->inside > 1 || atomic_load(&ctx->completing) > 0;
 
     for (uint32_t i = 0; i < ctx->lane_count && !entered; i++) {
-        entered = atomic_load(&ctx->lanes[i].polling);
+        entered = atomic_load(&ctx->lanes[i].polling) != LANE_FREE;
     }
     return entered;
 }

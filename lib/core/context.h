@@ -68,6 +68,13 @@ struct helper {
     void (*free)(void *user);
 };
 
+/* Who polls a lane. */
+enum lane_polling {
+    LANE_FREE,
+    LANE_POLLED,
+    LANE_AWAITED /* and somebody sleeps who would lead if nobody polled */
+};
+
 struct lane {
     /* Changed under the lock. */
     struct request_pool requests;
@@ -77,10 +84,12 @@ struct lane {
     struct event_slot room;
     uint64_t armed_deadline_ns;
     bool room_wanted;
-    atomic_bool polling; /* set under the lock, cleared as a poll's last act */
-    bool arm_pending;    /* armed since the last poll: the descriptor needs draining */
-    bool event_turn;     /* with callbacks_max 1: the next one is an event */
-    bool kicked;         /* a blocking poll must return */
+    struct list waiters;      /* struct waiter: threads in a blocking call */
+    struct list room_waiters; /* of these, the ones that want a request slot */
+    atomic_uint polling;      /* LANE_*; freed by a poll's last act */
+    bool arm_pending;         /* armed since the last poll: the descriptor needs draining */
+    bool event_turn;          /* with callbacks_max 1: the next one is an event */
+    bool kicked;              /* a blocking poll must return */
     struct wake wake;
     /* Changed without the lock. */
     _Atomic(struct request *) inbox; /* completed requests, newest first */

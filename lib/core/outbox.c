@@ -9,6 +9,7 @@
 #include "base/hook.h"
 #include "core/context.h"
 #include "core/error.h"
+#include "core/wait.h"
 
 /* Batches and chores that one entry may give away before it leaves the rest to
  * a poll. */
@@ -346,6 +347,9 @@ void blkrepl__guest_slot_put(struct blkrepl_context *ctx, uint32_t number, struc
     struct lane *lane = &ctx->lanes[number];
 
     blkrepl__request_put(&lane->requests, request);
+    if (UNLIKELY(!list_empty(&lane->room_waiters))) {
+        blkrepl__waiter_room(lane);
+    }
     if (UNLIKELY(lane->room_wanted)) {
         lane->room_wanted = false;
         blkrepl__context_post(ctx, number, &lane->room,

@@ -5,6 +5,7 @@
 #include "base/hook.h"
 #include "core/context.h"
 #include "core/error.h"
+#include "core/wait.h"
 
 #define FETCH_MAX 32
 #define STEPS_MAX 64
@@ -319,11 +320,11 @@ int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
     }
     lane = &ctx->lanes[number];
     blkrepl__enter(ctx);
-    if (atomic_load_explicit(&lane->polling, memory_order_relaxed)) {
+    if (atomic_load_explicit(&lane->polling, memory_order_relaxed) != LANE_FREE) {
         blkrepl__leave(ctx, number);
         return blkrepl__fail(-EBUSY, "poll: another thread polls lane %u", (unsigned)number);
     }
-    atomic_store_explicit(&lane->polling, true, memory_order_relaxed);
+    blkrepl__lane_poll_begin(lane);
     lane_disarm(lane);
     rc = poll_fetch_last(ctx, number, fetched);
     if (rc > 0) {
@@ -332,8 +333,7 @@ int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
         rc = poll_loop(ctx, number, timeout_ns);
         blkrepl__leave(ctx, number);
     }
-    /* The last touch: from here on the context may be freed. */
-    atomic_store_explicit(&lane->polling, false, memory_order_release);
+    blkrepl__lane_poll_end(ctx, lane);
     return rc;
 }
 
@@ -384,16 +384,16 @@ static bool drain_lane(struct blkrepl_context *ctx, uint32_t number)
     bool ran = false;
     bool news = true;
 
-    if (atomic_load_explicit(&lane->polling, memory_order_acquire)) {
+    if (atomic_load_explicit(&lane->polling, memory_order_acquire) != LANE_FREE) {
         return false;
     }
-    atomic_store_explicit(&lane->polling, true, memory_order_relaxed);
+    blkrepl__lane_poll_begin(lane);
     lane->kicked = false; /* nobody sleeps */
     for (int i = 0; i < DRAIN_ROUNDS_MAX && (news || blkrepl__lane_busy(ctx, number)); i++) {
         poll_round(ctx, number, &news);
         ran = ran || news;
     }
-    atomic_store_explicit(&lane->polling, false, memory_order_release);
+    blkrepl__lane_poll_end_locked(lane);
     return ran;
 }
 

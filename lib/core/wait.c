@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT */
+/* wait.c - threads that sleep until something of theirs is over. */
+#include "core/wait.h"
+
+#include <errno.h>
+
+#include "core/error.h"
+
+int blkrepl__wait_allowed(const struct blkrepl_context *ctx)
+{
+    if (ctx == NULL) {
+        return blkrepl__fail(-EINVAL, "image is NULL");
+    }
+    if (blkrepl__host_inside(ctx)) {
+        return blkrepl__fail(-EDEADLK, "wait: called from inside a callback, backend or hook");
+    }
+    if (ctx->hooks.clock_ns != NULL) {
+        return blkrepl__fail(-EINVAL, "wait: with a clock of the host nothing can be waited for");
+    }
+    return 0;
+}
+
+int blkrepl__waiter_init(struct waiter *waiter, struct blkrepl_context *ctx)
+{
+    *waiter = (struct waiter){.ctx = ctx};
+    return pthread_cond_init(&waiter->wake, NULL) == 0 ? 0 : blkrepl__fail(-ENOMEM, "wait");
+}
+
+void blkrepl__waiter_fini(struct waiter *waiter)
+{
+    pthread_cond_destroy(&waiter->wake);
+}
+
+void blkrepl__waiter_done(void *user, int result)
+{
+    struct waiter *waiter = user;
+    struct blkrepl_context *ctx = waiter->ctx;
+
+    pthread_mutex_lock(&ctx->lock);
+    waiter->result = result;
+    waiter->done = true;
+    pthread_cond_signal(&waiter->wake);
+    pthread_mutex_unlock(&ctx->lock);
+}
+
+/* Sleep while somebody polls, poll while nobody does; with the lock held. */
+static void wait_until_done(struct waiter *waiter, uint32_t number)
+{
+    struct blkrepl_context *ctx = waiter->ctx;
+    struct lane *lane = &ctx->lanes[number];
+    unsigned polled;
+
+    list_append(&lane->waiters, &waiter->link);
+    while (!waiter->done) {
+        polled = LANE_POLLED;
+        if (atomic_load(&lane->polling) == LANE_FREE) {
+            pthread_mutex_unlock(&ctx->lock);
+            blkrepl_poll(ctx, number, BLKREPL_FOREVER);
+            pthread_mutex_lock(&ctx->lock);
+        } else if (atomic_compare_exchange_strong(&lane->polling, &polled, LANE_AWAITED) ||
+                   polled == LANE_AWAITED) {
+            pthread_cond_wait(&waiter->wake, &ctx->lock);
+        }
+    }
+    list_remove(&waiter->link);
+}
+
+int blkrepl__wait(struct waiter *waiter, uint32_t lane)
+{
+    struct blkrepl_context *ctx = waiter->ctx;
+
+    pthread_mutex_lock(&ctx->lock);
+    wait_until_done(waiter, lane);
+    pthread_mutex_unlock(&ctx->lock);
+    return waiter->result;
+}
+
+void blkrepl__wait_room(struct waiter *waiter, uint32_t number)
+{
+    struct blkrepl_context *ctx = waiter->ctx;
+    struct lane *lane = &ctx->lanes[number];
+
+    pthread_mutex_lock(&ctx->lock);
+    waiter->done = lane->requests.used < lane->requests.count;
+    if (!waiter->done) {
+        list_append(&lane->room_waiters, &waiter->room);
+        wait_until_done(waiter, number);
+        list_unlink(&waiter->room);
+    }
+    waiter->done = false;
+    pthread_mutex_unlock(&ctx->lock);
+}
+
+void blkrepl__waiter_room(struct lane *lane)
+{
+    struct list *link = list_pop(&lane->room_waiters);
+    struct waiter *waiter = CONTAINER_OF(link, struct waiter, room);
+
+    waiter->done = true;
+    pthread_cond_signal(&waiter->wake);
+}
+
+void blkrepl__lane_poll_begin(struct lane *lane)
+{
+    atomic_store(&lane->polling, list_empty(&lane->waiters) ? LANE_POLLED : LANE_AWAITED);
+}
+
+/* The first who still waits. */
+static void lane_wake_leader(struct lane *lane)
+{
+    struct list *link = lane->waiters.next;
+
+    while (link != &lane->waiters && CONTAINER_OF(link, struct waiter, link)->done) {
+        link = link->next;
+    }
+    if (link != &lane->waiters) {
+        pthread_cond_signal(&CONTAINER_OF(link, struct waiter, link)->wake);
+    }
+}
+
+void blkrepl__lane_poll_end_locked(struct lane *lane)
+{
+    atomic_store(&lane->polling, LANE_FREE);
+    lane_wake_leader(lane);
+}
+
+void blkrepl__lane_poll_end(struct blkrepl_context *ctx, struct lane *lane)
+{
+    unsigned polled = LANE_POLLED;
+
+    if (LIKELY(atomic_compare_exchange_strong_explicit(
+            &lane->polling, &polled, LANE_FREE, memory_order_acq_rel, memory_order_acquire))) {
+        return; /* from here on the context may be freed */
+    }
+    pthread_mutex_lock(&ctx->lock);
+    blkrepl__lane_poll_end_locked(lane);
+    pthread_mutex_unlock(&ctx->lock);
+}
