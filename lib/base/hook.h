@@ -27,6 +27,8 @@ enum stretch_site {
     STRETCH_POLL,         /* no short cut through a poll */
     STRETCH_CALLBACK,     /* one callback at a time */
     STRETCH_EVENT,        /* events in the next poll */
+    STRETCH_QUICK,        /* a guest request does not go the quick way */
+    STRETCH_QUICK_AGAIN,  /* an image goes back to the quick way early */
     STRETCH_GUEST_START,  /* a guest request takes its first step later */
     STRETCH_GUEST_STEP,   /* a guest request takes its next step later */
     STRETCH_GUEST_ALONE,  /* a write looks for others though there are none */

@@ -4,14 +4,16 @@
 
 #include <errno.h>
 
+#include "base/abi.h"
+#include "base/struct_io.h"
 #include "block/image.h"
+#include "core/error.h"
 #include "core/wait.h"
 
 /* A request and the thread that waits for it. */
 struct blocking {
     struct waiter waiter;
     blkrepl_completion done;
-    uint32_t lane;
 };
 
 /* Returns: 0; a code with which the call is refused. */
@@ -22,8 +24,7 @@ static int blocking_begin(struct blocking *blocking, const struct blkrepl_image 
     int rc = blkrepl__wait_allowed(ctx);
 
     blocking->done = (blkrepl_completion){.fn = blkrepl__waiter_done, .user = &blocking->waiter};
-    blocking->lane = lane;
-    return rc < 0 ? rc : blkrepl__waiter_init(&blocking->waiter, ctx);
+    return rc < 0 ? rc : blkrepl__waiter_init(&blocking->waiter, ctx, lane);
 }
 
 /* The call has been made.  True: make it again, there may be room now; false: it
@@ -31,11 +32,11 @@ static int blocking_begin(struct blocking *blocking, const struct blkrepl_image 
 static bool blocking_again(struct blocking *blocking, int *rc)
 {
     if (*rc == -EAGAIN) {
-        blkrepl__wait_room(&blocking->waiter, blocking->lane);
+        blkrepl__wait_room(&blocking->waiter);
         return true;
     }
     if (*rc >= 0) {
-        *rc = blkrepl__wait(&blocking->waiter, blocking->lane);
+        *rc = blkrepl__wait(&blocking->waiter);
     }
     blkrepl__waiter_fini(&blocking->waiter);
     return false;
@@ -133,20 +134,22 @@ int blkrepl_image_status_wait(blkrepl_image *image, uint32_t lane, uint64_t offs
 int blkrepl_write_begin_wait(blkrepl_image *image, const blkrepl_bracket *what, uint64_t *token)
 {
     struct blocking blocking;
+    blkrepl_bracket copy;
     int rc;
 
     if (token != NULL) {
         *token = 0;
     }
-    rc = blocking_begin(&blocking, image, 0);
+    rc = blkrepl__struct_in(&copy, sizeof copy, BLKREPL_BRACKET_V1_BYTES, what);
+    if (rc < 0 || what == NULL) {
+        return blkrepl__fail_code(what == NULL ? -EINVAL : rc, "write_begin");
+    }
+    rc = blocking_begin(&blocking, image, copy.lane);
     if (rc < 0) {
         return rc;
     }
     do {
-        rc = blkrepl_write_begin(image, what, &blocking.done, token);
-        if (rc != -EINVAL) {
-            blocking.lane = what->lane;
-        }
+        rc = blkrepl_write_begin(image, &copy, &blocking.done, token);
         if (rc == 0) {
             blkrepl__waiter_done(&blocking.waiter, 0); /* its GO, at once */
         }

@@ -7,8 +7,9 @@
 #include "base/checked.h"
 #include "base/hook.h"
 #include "base/struct_io.h"
-#include "block/guest.h"
+#include "block/quick.h"
 #include "core/error.h"
+#include "core/lane.h"
 
 static bool bracket_opcode_valid(const blkrepl_bracket *what)
 {
@@ -53,21 +54,16 @@ static int bracket_check(const struct blkrepl_image *image, const blkrepl_bracke
     return 0;
 }
 
-static struct guest *bracket_take(struct blkrepl_image *image, const blkrepl_bracket *what,
-                                  const blkrepl_completion *go)
+void blkrepl__guest_take_bracket(struct guest *guest, const blkrepl_bracket *what,
+                                 const blkrepl_completion *go)
 {
-    struct guest *guest = blkrepl__guest_take(image, what->lane);
-
-    if (guest != NULL) {
-        guest->opcode = what->opcode;
-        guest->flags = 0;
-        guest->offset = what->offset;
-        guest->bytes = what->bytes;
-        guest->beside = true;
-        guest->done = *go;
-        guest->token = blkrepl__request_new_id(guest->request);
-    }
-    return guest;
+    guest->opcode = what->opcode;
+    guest->flags = 0;
+    guest->offset = what->offset;
+    guest->bytes = what->bytes;
+    guest->beside = true;
+    guest->done = *go;
+    guest->token = blkrepl__request_new_id(guest->request);
 }
 
 /* If the bracket got its GO meanwhile, that is the answer of begin.
@@ -80,7 +76,7 @@ static int bracket_answer(struct guest *guest, uint64_t token)
     if (guest->token != token || guest->phase != GUEST_GO_DUE || STRETCH(GO)) {
         return BLKREPL_WAIT; /* also if it has failed: the callback says so */
     }
-    list_remove(&guest->callback.link);
+    blkrepl__lane_uncallback(&guest->ctx->lanes[guest->lane], &guest->callback);
     guest->callback.deliver(&guest->callback, &unused);
     return 0;
 }
@@ -99,10 +95,11 @@ static int bracket_begin(struct blkrepl_image *image, const blkrepl_bracket *wha
     if (image->jobs_writing > 0 && what->opcode != BLKREPL_OP_FLUSH) {
         return blkrepl__fail(-EBUSY, "image \"%s\": it is the target of a job", image->name);
     }
-    guest = bracket_take(image, what, go);
+    guest = blkrepl__guest_take(image, what->lane);
     if (guest == NULL) {
         return blkrepl__guest_no_room(image, what->lane, go);
     }
+    blkrepl__guest_take_bracket(guest, what, go);
     mine = guest->token;
     *token = mine;
     blkrepl__guest_start(guest);
@@ -127,7 +124,7 @@ static int bracket_call(blkrepl_image *image, const blkrepl_bracket *what,
         return blkrepl__fail_code(rc, "write_begin");
     }
     rc = bracket_check(image, &copy);
-    if (rc < 0) {
+    if (rc < 0 || blkrepl__quick_begin(image, &copy, token)) {
         return rc;
     }
     blkrepl__enter(image->ctx);
@@ -155,11 +152,34 @@ int blkrepl_write_begin(blkrepl_image *image, const blkrepl_bracket *what,
     return rc;
 }
 
-int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result, const blkrepl_iovec *data,
-                      uint32_t iov_count, const blkrepl_completion *done)
+/* The lane of a bracket. */
+static uint32_t bracket_lane(const struct blkrepl_context *ctx, uint64_t token)
+{
+    return (uint32_t)(lane_of_slot(ctx, token & REQUEST_INDEX_MASK) - ctx->lanes);
+}
+
+/* The end of a bracket that did not go the quick way when it was looked at. */
+static int bracket_end(struct blkrepl_context *ctx, uint64_t token)
 {
     struct guest *guest;
     uint32_t lane = 0;
+    int rc = 0;
+
+    blkrepl__enter(ctx);
+    guest = blkrepl__guest_of_token(ctx, token);
+    if (guest != NULL && guest->phase == GUEST_GO) {
+        lane = guest->lane;
+        blkrepl__guest_end_bracket(guest);
+    } else if (!blkrepl__quick_end(ctx, token)) { /* its image may have gone back to it */
+        rc = blkrepl__fail(-ENOENT, "write_end: no bracket with this token has its GO");
+    }
+    blkrepl__leave(ctx, lane);
+    return rc;
+}
+
+int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result, const blkrepl_iovec *data,
+                      uint32_t iov_count, const blkrepl_completion *done)
+{
     int rc = 0;
 
     (void)data;
@@ -169,15 +189,11 @@ int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result, const bl
         return blkrepl__fail(-EINVAL, "write_end: %s",
                              ctx == NULL ? "context is NULL" : "the result is positive");
     }
-    blkrepl__enter(ctx);
-    guest = blkrepl__guest_of_token(ctx, token);
-    if (guest == NULL || guest->phase != GUEST_GO) {
-        rc = blkrepl__fail(-ENOENT, "write_end: no bracket with this token has its GO");
+    if (blkrepl__quick_end(ctx, token)) {
+        blkrepl__quick_attend(ctx, bracket_lane(ctx, token));
     } else {
-        lane = guest->lane;
-        blkrepl__guest_end_bracket(guest);
+        rc = bracket_end(ctx, token);
     }
-    blkrepl__leave(ctx, lane);
     blkrepl__completion_release(ctx, done);
     return rc;
 }
@@ -190,9 +206,15 @@ int blkrepl_write_cancel(blkrepl_context *ctx, uint64_t token)
     if (ctx == NULL) {
         return blkrepl__fail(-EINVAL, "write_cancel: context is NULL");
     }
+    if (blkrepl__quick_end(ctx, token)) {
+        blkrepl__quick_attend(ctx, bracket_lane(ctx, token));
+        return 0;
+    }
     blkrepl__enter(ctx);
     guest = blkrepl__guest_of_token(ctx, token);
-    if (guest == NULL || guest->cancelled) {
+    if (blkrepl__quick_end(ctx, token)) {
+        rc = 0; /* its image has gone back to the quick way meanwhile */
+    } else if (guest == NULL || guest->cancelled) {
         rc = blkrepl__fail(-ENOENT, "write_cancel: no bracket with this token");
     } else if (guest->phase == GUEST_GO) {
         blkrepl__guest_end_bracket(guest);

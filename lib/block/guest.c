@@ -40,7 +40,9 @@
 
 #include "base/checked.h"
 #include "base/hook.h"
+#include "block/quick.h"
 #include "core/error.h"
+#include "core/lane.h"
 #include "core/step.h"
 #include "core/wait.h"
 
@@ -48,7 +50,7 @@
 #define SKIPS_MAX 16
 
 static const uint32_t guest_next[GUEST_PHASE_COUNT] = {
-    [GUEST_FREE] = TO(GUEST_QUEUED) | TO(GUEST_GIVEN),
+    [GUEST_FREE] = TO(GUEST_QUEUED) | TO(GUEST_GIVEN) | TO(GUEST_GO),
     [GUEST_QUEUED] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
     [GUEST_TAPPED] = TO(GUEST_GIVEN) | TO(GUEST_GO_DUE) | TO(GUEST_ENDED),
     [GUEST_GIVEN] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
@@ -100,11 +102,11 @@ static void guest_queue_callback(struct guest *guest,
 {
     guest->callback.deliver = deliver;
     guest->callback.alone = alone;
-    list_append(&guest->ctx->lanes[guest->lane].callbacks, &guest->callback.link);
+    guest->callback.quick = false;
+    blkrepl__lane_callback(&guest->ctx->lanes[guest->lane], &guest->callback);
 }
 
-/* The only writer of phase; keeps range->given in step with it. */
-static enum step guest_enter(struct guest *guest, enum guest_phase next)
+enum step blkrepl__guest_enter(struct guest *guest, enum guest_phase next)
 {
     CHECK(guest_next[guest->phase] & TO(next));
     guest->phase = next;
@@ -125,7 +127,7 @@ static enum step guest_queued(struct guest *guest)
         blkrepl__guest_hasten(guest_of_range(earlier));
         return STEP_WAIT;
     }
-    return guest_enter(guest, GUEST_TAPPED);
+    return blkrepl__guest_enter(guest, GUEST_TAPPED);
 }
 
 /* Ask every tap that was attached before this write was first given. */
@@ -161,9 +163,9 @@ static enum step guest_give(struct guest *guest)
         }
     }
     if (!guest->beside) {
-        return guest_enter(guest, GUEST_GIVEN);
+        return blkrepl__guest_enter(guest, GUEST_GIVEN);
     }
-    guest_enter(guest, GUEST_GO_DUE);
+    blkrepl__guest_enter(guest, GUEST_GO_DUE);
     guest_queue_callback(guest, guest_deliver_go, true);
     return STEP_WAIT;
 }
@@ -234,7 +236,7 @@ static void guest_io_ended(struct request *request)
         guest->done_bytes < guest->bytes) {
         guest->range.given = false;
         blkrepl__piece_drop(guest); /* who waits for a job holds no buffer */
-        guest_enter(guest, GUEST_TAPPED);
+        blkrepl__guest_enter(guest, GUEST_TAPPED);
         blkrepl__range_wake(guest_ranges(guest), &guest->range);
     }
     guest_run(&guest->ready);
@@ -260,7 +262,7 @@ static enum step guest_end(struct guest *guest, int result)
 {
     guest_withdraw(guest);
     guest->result = result;
-    guest_enter(guest, GUEST_ENDED);
+    blkrepl__guest_enter(guest, GUEST_ENDED);
     /* A bracket may be cancelled until its callback runs: not fetched ahead. */
     guest_queue_callback(guest, guest_deliver, guest->beside);
     return STEP_DONE;
@@ -272,7 +274,7 @@ static void guest_deliver_go(struct callback *callback, struct delivery *out)
     struct guest *guest = CONTAINER_OF(callback, struct guest, callback);
 
     *out = (struct delivery){.done = guest->done};
-    guest_enter(guest, GUEST_GO);
+    blkrepl__guest_enter(guest, GUEST_GO);
 }
 
 /* ENDED: a poll is about to tell the host; the slot is free for the next. */
@@ -346,7 +348,7 @@ void blkrepl__guest_start(struct guest *guest)
         guest->flush_due = leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH);
     }
     if (!guest->beside && blkrepl__piece_refused(guest)) {
-        guest_enter(guest, GUEST_GIVEN);
+        blkrepl__guest_enter(guest, GUEST_GIVEN);
         guest_end(guest, -ENOTSUP);
         return;
     }
@@ -354,10 +356,10 @@ void blkrepl__guest_start(struct guest *guest)
         guest_add_range(guest);
     }
     if (range_live(&guest->range) || guest->beside) {
-        guest_enter(guest, GUEST_QUEUED);
+        blkrepl__guest_enter(guest, GUEST_QUEUED);
         guest_first_steps(guest);
     } else {
-        guest_enter(guest, GUEST_GIVEN);
+        blkrepl__guest_enter(guest, GUEST_GIVEN);
         guest_given(guest);
     }
 }
@@ -370,7 +372,7 @@ void blkrepl__guest_end_bracket(struct guest *guest)
 
 void blkrepl__guest_cancel_wait(struct guest *guest)
 {
-    list_unlink(&guest->callback.link);
+    blkrepl__lane_uncallback(&guest->ctx->lanes[guest->lane], &guest->callback);
     guest_end(guest, -ECANCELED);
 }
 
@@ -388,28 +390,24 @@ int blkrepl__guests_prepare(struct blkrepl_context *ctx)
     if (ctx->guests == NULL) {
         ctx->guests = blkrepl__zalloc_array(&ctx->alloc, count, sizeof(struct guest));
         ctx->guests_free = guests_free;
+        ctx->quick_stop = blkrepl__quick_stop_all;
         rc = ctx->guests != NULL ? 0 : blkrepl__fail(-ENOMEM, "image: no memory");
     }
     blkrepl__leave(ctx, 0);
     return rc;
 }
 
-static struct guest *guest_of(struct blkrepl_context *ctx, uint32_t index)
+struct guest *blkrepl__guest_of_slot(struct blkrepl_context *ctx, uint32_t index)
 {
     return (struct guest *)ctx->guests + index;
 }
 
-struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
+struct guest *blkrepl__guest_reset(struct blkrepl_image *image, uint32_t number,
+                                   struct request *request)
 {
     struct blkrepl_context *ctx = image->ctx;
-    struct lane *lane = &ctx->lanes[number];
-    struct request *request = blkrepl__request_take(&lane->requests);
-    struct guest *guest;
+    struct guest *guest = blkrepl__guest_of_slot(ctx, request->index);
 
-    if (request == NULL) {
-        return NULL;
-    }
-    guest = guest_of(ctx, request->index);
     guest->ctx = ctx;
     guest->request = request;
     guest->image = image;
@@ -427,8 +425,25 @@ struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
     guest->range.given_at = 0;
     request->owner = guest;
     request->ended = guest_io_ended;
-    image->requests++;
-    blkrepl__image_ref(image);
+    return guest;
+}
+
+struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
+{
+    struct lane *lane = &image->ctx->lanes[number];
+    struct request *request;
+    struct guest *guest;
+
+    pthread_mutex_lock(&lane->lock);
+    request = blkrepl__lane_slot_take(lane);
+    pthread_mutex_unlock(&lane->lock);
+    if (request == NULL) {
+        return NULL;
+    }
+    blkrepl__quick_stop(image);
+    guest = blkrepl__guest_reset(image, number, request);
+    atomic_store_explicit(&request->quick, false, memory_order_relaxed);
+    blkrepl__guest_count(guest);
     return guest;
 }
 
@@ -439,7 +454,9 @@ int blkrepl__guest_no_room(struct blkrepl_image *image, uint32_t lane,
 
     /* A blocking call waits for room by itself. */
     if (done == NULL || done->fn != blkrepl__waiter_done) {
+        pthread_mutex_lock(&ctx->lanes[lane].lock);
         ctx->lanes[lane].room_wanted = true;
+        pthread_mutex_unlock(&ctx->lanes[lane].lock);
     }
     return blkrepl__fail(-EAGAIN, "image \"%s\": all %" PRIu32 " requests are in use", image->name,
                          ctx->requests_max);
@@ -451,11 +468,49 @@ void blkrepl__guest_put(struct guest *guest)
 
     CHECK(!range_live(&guest->range) && !list_linked(&guest->ready.link));
     CHECK(!list_linked(&guest->tap_link));
-    guest_enter(guest, GUEST_FREE);
+    blkrepl__guest_enter(guest, GUEST_FREE);
     guest->token = 0;
     image->requests--;
+    list_remove(&guest->image_link);
     blkrepl__guest_slot_put(guest->ctx, guest->lane, guest->request);
+    blkrepl__quick_resume(image);
     blkrepl__image_unref(image);
+}
+
+void blkrepl__guest_count(struct guest *guest)
+{
+    guest->image->requests++;
+    blkrepl__image_ref(guest->image);
+    list_append(&guest->image->guests, &guest->image_link);
+}
+
+void blkrepl__guest_uncount(struct guest *guest)
+{
+    struct blkrepl_image *image = guest->image;
+
+    CHECK(image->open && image->refs > 1);
+    image->requests--;
+    image->refs--;
+    list_remove(&guest->image_link);
+}
+
+void blkrepl__guest_hold_range(struct guest *guest)
+{
+    guest_add_range(guest);
+    guest->range.given = true;
+    guest->range.given_at = ++guest->ctx->instant;
+}
+
+void blkrepl__guest_drop_range(struct guest *guest)
+{
+    blkrepl__range_end(guest_ranges(guest), &guest->range);
+    guest->image->writes--;
+}
+
+void blkrepl__guest_await_poll(struct guest *guest)
+{
+    guest->callback.deliver = guest_deliver;
+    guest->callback.quick = false;
 }
 
 struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t token)
@@ -467,8 +522,8 @@ struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t toke
         index >= (uint64_t)ctx->lane_count * ctx->requests_max) {
         return NULL;
     }
-    guest = guest_of(ctx, (uint32_t)index);
-    return guest->token == token ? guest : NULL;
+    guest = blkrepl__guest_of_slot(ctx, (uint32_t)index);
+    return !atomic_load(&ctx->slots[index].quick) && guest->token == token ? guest : NULL;
 }
 
 void blkrepl__guest_wake(struct guest *guest)
@@ -479,6 +534,7 @@ void blkrepl__guest_wake(struct guest *guest)
 void blkrepl__guest_hasten(struct guest *guest)
 {
     guest->hastened = true;
+    atomic_store(&guest->request->awaited, true);
     if (guest->phase == GUEST_GIVEN) {
         blkrepl__port_hasten(guest->request);
     }
@@ -490,10 +546,10 @@ void blkrepl__guest_make_way(struct guest *guest)
         blkrepl__guest_hasten(guest);
         return;
     }
-    list_remove(&guest->callback.link);
+    blkrepl__lane_uncallback(&guest->ctx->lanes[guest->lane], &guest->callback);
     guest->range.given = false;
     guest->range.given_at = 0;
-    guest_enter(guest, GUEST_TAPPED);
+    blkrepl__guest_enter(guest, GUEST_TAPPED);
     blkrepl__range_wake(guest_ranges(guest), &guest->range);
     blkrepl__guest_wake(guest);
 }

@@ -8,6 +8,7 @@
 
 #include "block/image.h"
 #include "block/iov.h"
+#include "core/step.h"
 
 #define GUEST_IOVS 8
 
@@ -36,6 +37,10 @@ struct guest {
     /* Set once. */
     struct blkrepl_context *ctx;
     struct request *request;
+    /* Which list it is on tells which way it goes: see quick.h. */
+    struct list image_link;  /* the slow way: on the image's guests */
+    struct list quick_link;  /* the quick way: on the lane's quick */
+    struct list stripe_link; /* the quick way, a write: on its stripe's writes */
     /* Set when it is accepted. */
     struct blkrepl_image *image;
     uint64_t offset;
@@ -77,6 +82,9 @@ struct guest {
     int tap_error;
 };
 
+/* The only writer of phase. */
+enum step blkrepl__guest_enter(struct guest *guest, enum guest_phase next);
+
 /* Make the array of guests when the first image is opened.
  * Returns: 0; -ENOMEM. */
 int blkrepl__guests_prepare(struct blkrepl_context *ctx);
@@ -84,6 +92,9 @@ int blkrepl__guests_prepare(struct blkrepl_context *ctx);
 /* Take a slot for a request to `image`; NULL if there is none.  With the lock
  * held; so are the others. */
 struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t lane);
+/* Make a guest of a slot that was taken for a request to `image`. */
+struct guest *blkrepl__guest_reset(struct blkrepl_image *image, uint32_t lane,
+                                   struct request *request);
 /* There is none: the caller of the request, whose completion this is, is told
  * when there is.
  * Returns: -EAGAIN. */
@@ -100,6 +111,18 @@ void blkrepl__guest_put(struct guest *guest);
 
 /* The guest with this token; NULL if there is none. */
 struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t token);
+
+/* The guest of a slot. */
+struct guest *blkrepl__guest_of_slot(struct blkrepl_context *ctx, uint32_t index);
+
+/* For quick.c, which takes guests from one way to the other: count a guest as
+ * one of the image, or no more; hold the range of a write that has been given,
+ * or hold it no more; await the poll that tells the host. */
+void blkrepl__guest_count(struct guest *guest);
+void blkrepl__guest_uncount(struct guest *guest);
+void blkrepl__guest_hold_range(struct guest *guest);
+void blkrepl__guest_drop_range(struct guest *guest);
+void blkrepl__guest_await_poll(struct guest *guest);
 
 /* Wake a guest that a tap has parked. */
 void blkrepl__guest_wake(struct guest *guest);
@@ -140,6 +163,10 @@ bool blkrepl__piece_refused(const struct guest *guest);
 int blkrepl__piece_ended(struct guest *guest, int result);
 /* The part of the request that the next piece will be about, for taps. */
 void blkrepl__piece_range(struct guest *guest, uint64_t *start, uint64_t *end);
+/* A quick request, which is one piece, is made ready for the port. */
+void blkrepl__piece_send_quick(struct guest *guest);
+/* Whether what the backend has is the whole of the request. */
+bool blkrepl__piece_whole(const struct guest *guest);
 /* Leave out the next piece. */
 void blkrepl__piece_skip(struct guest *guest);
 /* Give back what a request holds when it ends early. */

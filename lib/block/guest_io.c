@@ -4,22 +4,8 @@
 #include <inttypes.h>
 
 #include "base/checked.h"
-#include "block/guest.h"
+#include "block/quick.h"
 #include "core/error.h"
-
-/* A request as the caller has put it. */
-struct guest_call {
-    uint32_t lane;
-    uint32_t opcode;
-    uint32_t flags;
-    uint32_t flags_known;
-    uint64_t offset;
-    uint64_t bytes;
-    const blkrepl_iovec *iov;
-    uint32_t iov_count;
-    blkrepl_extent *extents;
-    uint32_t extents_max;
-};
 
 static bool call_changes(const struct guest_call *call)
 {
@@ -51,8 +37,8 @@ static int call_check(const struct blkrepl_image *image, const struct guest_call
     return 0;
 }
 
-static void guest_take_call(struct guest *guest, const struct guest_call *call,
-                            const blkrepl_completion *done)
+void blkrepl__guest_take_call(struct guest *guest, const struct guest_call *call,
+                              const blkrepl_completion *done)
 {
     guest->opcode = call->opcode;
     guest->flags = call->flags;
@@ -81,7 +67,7 @@ static int call_accept(struct blkrepl_image *image, const struct guest_call *cal
     if (guest == NULL) {
         return blkrepl__guest_no_room(image, call->lane, done);
     }
-    guest_take_call(guest, call, done);
+    blkrepl__guest_take_call(guest, call, done);
     blkrepl__guest_start(guest);
     return 0;
 }
@@ -92,7 +78,7 @@ static int call_submit(struct blkrepl_image *image, const struct guest_call *cal
     struct blkrepl_context *ctx = image != NULL ? image->ctx : NULL;
     int rc = call_check(image, call);
 
-    if (rc == 0) {
+    if (rc == 0 && !blkrepl__quick_call(image, call, done)) {
         blkrepl__enter(ctx);
         rc = call_accept(image, call, done);
         blkrepl__leave(ctx, call->lane);

@@ -10,7 +10,10 @@
 #include "base/abi.h"
 #include "base/struct_io.h"
 #include "block/guest.h"
+#include "block/quick.h"
 #include "core/error.h"
+#include "core/lane.h"
+#include "core/port_quick.h"
 
 void blkrepl__image_options_release(const struct blkrepl_context *ctx,
                                     const blkrepl_image_options *options)
@@ -56,9 +59,18 @@ static int image_publish(struct blkrepl_image *image, const char *name, blkrepl_
     image->id = ++ctx->last_id;
     image_set_name(image, name);
     blkrepl__port_init(&image->leaf->port, ctx, image->leaf->port.guest);
+    blkrepl__port_quick_begin(&image->leaf->port, 0);
+    atomic_store(&image->leaf->port.quick, true);
+    image->open = true;
     ctx->images_open++;
     *out = image;
     return 0;
+}
+
+static void image_free(struct blkrepl_image *image)
+{
+    blkrepl__quick_fini(image);
+    blkrepl__free(&image->ctx->alloc, image);
 }
 
 int blkrepl__image_create(struct blkrepl_context *ctx, struct leaf *leaf,
@@ -87,11 +99,16 @@ int blkrepl__image_create(struct blkrepl_context *ctx, struct leaf *leaf,
                        (leaf->port.info.flags & BLKREPL_BACKEND_READ_ONLY) != 0;
     image->refs = 1;
     list_init(&image->taps);
+    list_init(&image->guests);
+    if (!blkrepl__quick_init(image)) {
+        blkrepl__free(&ctx->alloc, image);
+        return blkrepl__fail(-ENOMEM, "image: no memory");
+    }
     blkrepl__enter(ctx);
     rc = image_publish(image, copy.name, out);
     blkrepl__leave(ctx, 0);
     if (rc < 0) {
-        blkrepl__free(&ctx->alloc, image);
+        image_free(image);
     }
     return rc;
 }
@@ -141,7 +158,7 @@ static void image_gone(struct callback *callback, struct delivery *out)
     struct blkrepl_image *image = CONTAINER_OF(callback, struct blkrepl_image, gone);
 
     *out = (struct delivery){.done = {.user = image->user, .release = image->release}};
-    blkrepl__free(&image->ctx->alloc, image);
+    image_free(image);
 }
 
 void blkrepl__image_unref(struct blkrepl_image *image)
@@ -154,11 +171,11 @@ void blkrepl__image_unref(struct blkrepl_image *image)
     }
     blkrepl__port_drop(&image->leaf->port);
     if (image->release == NULL) {
-        blkrepl__free(&ctx->alloc, image);
+        image_free(image);
         return;
     }
     image->gone.deliver = image_gone;
-    list_append(&ctx->lanes[0].callbacks, &image->gone.link);
+    blkrepl__lane_callback(&ctx->lanes[0], &image->gone);
 }
 
 void blkrepl_image_close(blkrepl_image *image)
@@ -171,6 +188,8 @@ void blkrepl_image_close(blkrepl_image *image)
     ctx = image->ctx;
     blkrepl__enter(ctx);
     ctx->images_open--;
+    image->open = false;
+    blkrepl__quick_stop(image);
     blkrepl__image_unref(image);
     blkrepl__empty_outbox(ctx, 0, OUTBOX_CLOSE);
     blkrepl__leave(ctx, 0);
@@ -195,7 +214,7 @@ int blkrepl_image_query(blkrepl_image *image, blkrepl_image_info *info)
     ours.user = image->user;
     memcpy(ours.name, image->name, sizeof image->name);
     blkrepl__enter(image->ctx);
-    ours.requests_in_flight = image->requests;
+    ours.requests_in_flight = image->requests + blkrepl__quick_count(image);
     blkrepl__leave(image->ctx, 0);
     rc = blkrepl__struct_out(info, BLKREPL_IMAGE_INFO_V1_BYTES, &ours, sizeof ours);
     return rc < 0 ? blkrepl__fail(rc, "image \"%s\": query: struct_size is too small", image->name)
@@ -204,6 +223,7 @@ int blkrepl_image_query(blkrepl_image *image, blkrepl_image_info *info)
 
 void blkrepl__image_attach(struct blkrepl_image *image, struct tap *tap)
 {
+    blkrepl__quick_stop(image);
     tap->attached_at = ++image->ctx->instant;
     tap->bit = UINT64_C(1) << (image->taps_attached++ % 64);
     list_append(&image->taps, &tap->link);

@@ -15,6 +15,7 @@
 #include <libblkrepl/image.h>
 
 struct guest;
+struct quick_stripe;
 struct tap;
 
 enum tap_answer {
@@ -52,6 +53,11 @@ struct blkrepl_image {
     uint32_t writes;   /* of these, the ones that change the medium */
     uint32_t jobs_reading;
     uint32_t jobs_writing;
+    bool open;          /* the host has its handle */
+    struct list guests; /* struct guest.image_link: requests of the slow way */
+    uint32_t slow_left; /* of these, how many more before it may go the quick way */
+    /* Each has its own lock: see quick.h. */
+    struct quick_stripe *stripes;
     struct callback gone; /* runs the release of user */
 };
 

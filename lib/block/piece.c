@@ -314,6 +314,36 @@ static void piece_send_flush(struct guest *guest)
     guest->request->io.iov_count = 0;
 }
 
+void blkrepl__piece_send_quick(struct guest *guest)
+{
+    blkrepl_io *io = &guest->request->io;
+
+    if (guest->opcode == BLKREPL_OP_FLUSH) {
+        guest->flush_due = true;
+        piece_send_flush(guest);
+        return;
+    }
+    guest->piece = PIECE_DIRECT;
+    guest->piece_bytes = guest->bytes;
+    io->opcode = guest->opcode;
+    io->flags = guest->flags;
+    io->offset = guest->offset;
+    io->bytes = guest->bytes;
+    io->iov = guest->cursor.iov;
+    io->iov_count = guest->cursor.count;
+}
+
+bool blkrepl__piece_whole(const struct guest *guest)
+{
+    switch (guest->opcode) {
+    case BLKREPL_OP_READ:
+    case BLKREPL_OP_WRITE:
+        return guest->piece == PIECE_DIRECT && guest->piece_bytes == guest->bytes &&
+               !guest->flush_due;
+    default: return guest->piece == PIECE_FLUSH && guest->opcode == BLKREPL_OP_FLUSH;
+    }
+}
+
 /* Whether the request as a whole has nothing for the backend. */
 static bool piece_nothing(struct guest *guest)
 {

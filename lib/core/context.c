@@ -16,6 +16,7 @@
 #include "base/checked.h"
 #include "base/struct_io.h"
 #include "core/error.h"
+#include "core/lane.h"
 
 #define LANES_MOST 256
 #define REQUESTS_MOST 65536
@@ -128,20 +129,6 @@ static void context_init_lists(struct blkrepl_context *ctx)
     blkrepl__timer_list_init(&ctx->timers);
 }
 
-static int lane_init(struct blkrepl_context *ctx, uint32_t number)
-{
-    struct lane *lane = &ctx->lanes[number];
-
-    blkrepl__request_pool_init(&lane->requests, ctx->slots, number * ctx->requests_max,
-                               ctx->requests_max);
-    list_init(&lane->callbacks);
-    list_init(&lane->events);
-    list_init(&lane->queues);
-    list_init(&lane->waiters);
-    list_init(&lane->room_waiters);
-    return blkrepl__wake_init(&lane->wake);
-}
-
 /* Make slots and lanes; on failure the caller frees them. */
 static int context_build(struct blkrepl_context *ctx)
 {
@@ -157,7 +144,8 @@ static int context_build(struct blkrepl_context *ctx)
     }
     blkrepl__request_pool_init(&ctx->job_requests, ctx->slots, ctx->slot_count - jobs, jobs);
     while (rc == 0 && ctx->lanes_made < ctx->lane_count) {
-        rc = lane_init(ctx, ctx->lanes_made);
+        rc = blkrepl__lane_init(&ctx->lanes[ctx->lanes_made], ctx->slots,
+                                ctx->lanes_made * ctx->requests_max, ctx->requests_max);
         ctx->lanes_made += rc == 0;
     }
     return rc < 0 ? blkrepl__fail_code(rc, "context: wake-up descriptor") : 0;
@@ -168,7 +156,7 @@ static void context_unbuild(struct blkrepl_context *ctx)
     struct alloc alloc = ctx->alloc;
 
     while (ctx->lanes_made > 0) {
-        blkrepl__wake_fini(&ctx->lanes[--ctx->lanes_made].wake);
+        blkrepl__lane_fini(&ctx->lanes[--ctx->lanes_made]);
     }
     blkrepl__free(&alloc, ctx->lanes);
     blkrepl__free(&alloc, ctx->slots);
@@ -263,8 +251,13 @@ static void context_shut(struct blkrepl_context *ctx)
     struct list *link;
 
     ctx->shut = true;
+    atomic_store(&ctx->attention, true); /* and never false again */
+    if (ctx->quick_stop != NULL) {
+        ctx->quick_stop(ctx);
+    }
     for (uint32_t i = 0; i < ctx->lane_count; i++) {
         ctx->lanes[i].kicked = true;
+        atomic_store(&ctx->lanes[i].slow_due, true);
     }
     for (link = ctx->jobs.next; link != &ctx->jobs; link = link->next) {
         struct machine *machine = CONTAINER_OF(link, struct machine, all);
@@ -295,18 +288,23 @@ static bool context_callbacks(const struct blkrepl_context *ctx)
 }
 
 /* Whether another thread is inside a call; this one is counted as well. */
-static bool context_entered(const struct blkrepl_context *ctx)
+static bool context_entered(struct blkrepl_context *ctx)
 {
-    bool entered = ctx->inside > 1 || atomic_load(&ctx->completing) > 0;
+    bool entered = ctx->inside > 1;
 
     for (uint32_t i = 0; i < ctx->lane_count && !entered; i++) {
-        entered = atomic_load(&ctx->lanes[i].polling) != LANE_FREE;
+        struct lane *lane = &ctx->lanes[i];
+
+        pthread_mutex_lock(&lane->lock);
+        entered = lane->inside > 0 || atomic_load(&lane->polling) != LANE_FREE ||
+                  atomic_load(&lane->completing) > 0;
+        pthread_mutex_unlock(&lane->lock);
     }
     return entered;
 }
 
 /* 0 if nothing is left; otherwise say what is. */
-static int context_remains(const struct blkrepl_context *ctx)
+static int context_remains(struct blkrepl_context *ctx)
 {
     uint32_t requests = context_requests(ctx);
 

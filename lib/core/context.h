@@ -52,12 +52,13 @@ struct delivery {
     int result;
 };
 
-/* A callback that waits for its lane.  deliver is called with the lock held; it
- * takes what it needs, frees what it can, and fills *out. */
+/* A callback that waits for its lane.  deliver is called with the context's lock
+ * held; it takes what it needs, frees what it can, and fills *out. */
 struct callback {
     struct list link;
     void (*deliver)(struct callback *callback, struct delivery *out);
     bool alone; /* decided at the last moment: not fetched ahead with others */
+    bool quick; /* deliver is called with the lane's lock held, and needs no other */
 };
 
 /* What helps while a blocking poll has nothing else to do, and is freed with
@@ -76,24 +77,34 @@ enum lane_polling {
 };
 
 struct lane {
-    /* Changed under the lock. */
+    pthread_mutex_t lock; /* taken after the context's, if both are */
+    /* Changed under the lane's lock. */
     struct request_pool requests;
-    struct list callbacks; /* struct callback */
-    struct list events;    /* struct event_slot */
-    struct list queues;    /* guest queues ready to be submitted */
-    struct event_slot room;
-    uint64_t armed_deadline_ns;
-    bool room_wanted;
+    struct list callbacks;    /* struct callback */
+    struct list quick;        /* block's quick requests that have not been told yet */
+    struct list quick_queues; /* struct port_queue with quick requests left over */
+    struct list arrived;      /* completed requests, taken from the inbox */
+    struct list returned;     /* of these, the ones that are not quick */
     struct list waiters;      /* struct waiter: threads in a blocking call */
     struct list room_waiters; /* of these, the ones that want a request slot */
-    atomic_uint polling;      /* LANE_*; freed by a poll's last act */
-    bool arm_pending;         /* armed since the last poll: the descriptor needs draining */
-    bool event_turn;          /* with callbacks_max 1: the next one is an event */
-    bool kicked;              /* a blocking poll must return */
+    uint32_t inside;          /* threads on the quick way */
+    bool room_wanted;
+    bool room_due; /* the event ROOM is to be posted */
+    /* Changed under the context's lock. */
+    struct list events; /* struct event_slot */
+    struct list queues; /* guest queues ready to be submitted */
+    struct event_slot room;
+    uint64_t armed_deadline_ns;
+    bool event_turn; /* with callbacks_max 1: the next one is an event */
+    bool kicked;     /* a blocking poll must return */
     struct wake wake;
-    /* Changed without the lock. */
+    /* Changed without the context's lock. */
     _Atomic(struct request *) inbox; /* completed requests, newest first */
+    atomic_uint polling;             /* LANE_*; freed by a poll's last act */
+    atomic_bool arm_pending;         /* armed since the last poll: the descriptor needs draining */
     atomic_bool armed;               /* somebody sleeps until the next event */
+    atomic_bool slow_due;            /* a poll of the lane has to take the context's lock */
+    atomic_uint completing;          /* threads inside blkrepl_io_complete */
 };
 
 struct blkrepl_context {
@@ -136,11 +147,14 @@ struct blkrepl_context {
     uint64_t last_id;     /* of images and jobs */
     uint32_t images_open; /* handles */
     uint32_t jobs_open;
-    uint32_t ports;  /* not yet closed */
-    uint32_t inside; /* threads inside a call */
-    bool shut;       /* context_free was called */
+    uint32_t ports;                                  /* not yet closed */
+    uint32_t inside;                                 /* threads inside a call */
+    bool shut;                                       /* context_free was called */
+    void (*quick_stop)(struct blkrepl_context *ctx); /* block's: turn every image to the slow way */
     /* Changed without the lock. */
-    atomic_uint completing; /* threads inside blkrepl_io_complete */
+    atomic_bool attention; /* every entry has to advance something: nobody goes the quick way */
+    atomic_bool recorded;  /* of that: completions of requests that are not quick */
+    atomic_uint starved;   /* queues that wait for a place at their backend */
 };
 
 void blkrepl__enter(struct blkrepl_context *ctx);
@@ -159,7 +173,8 @@ enum outbox_part {
     OUTBOX_POLL   /* on lane 0 also the jobs' requests */
 };
 void blkrepl__empty_outbox(struct blkrepl_context *ctx, uint32_t lane, enum outbox_part part);
-/* Whether a poll of this lane has something to do now. */
+/* Whether a poll of this lane has something to do now.  With the context's lock;
+ * takes the lane's. */
 bool blkrepl__lane_busy(struct blkrepl_context *ctx, uint32_t lane);
 
 /* Poll without waiting until nothing is left to do; used while closing. */
@@ -175,6 +190,9 @@ void blkrepl__chore_add(struct blkrepl_context *ctx, struct chore *chore);
 /* Post an event unless the host has no sink. */
 void blkrepl__context_post(struct blkrepl_context *ctx, uint32_t lane, struct event_slot *slot,
                            const blkrepl_event *event);
+
+/* Turn a lane's room_due into an event.  With the context's lock held. */
+void blkrepl__lane_post_room(struct blkrepl_context *ctx, uint32_t lane);
 
 /* Give a guest slot back; a lane that had no room says so. */
 void blkrepl__guest_slot_put(struct blkrepl_context *ctx, uint32_t lane, struct request *request);

@@ -9,7 +9,7 @@
 #include "base/hook.h"
 #include "core/context.h"
 #include "core/error.h"
-#include "core/wait.h"
+#include "core/lane.h"
 
 /* Batches and chores that one entry may give away before it leaves the rest to
  * a poll. */
@@ -63,27 +63,17 @@ void blkrepl__enter(struct blkrepl_context *ctx)
     ctx->inside++;
 }
 
-/* Take a lane's completed requests and put them, oldest first, behind those
- * that wait. */
-static void inbox_collect(struct blkrepl_context *ctx, struct lane *lane)
+/* Take what a lane's backends have completed and is not quick behind those that
+ * wait. */
+static void inbox_collect(struct blkrepl_context *ctx, struct lane *lane, bool attention)
 {
-    struct request *request;
-    struct request *oldest = NULL;
-
-    if (atomic_load_explicit(&lane->inbox, memory_order_relaxed) == NULL || STRETCH(INBOX)) {
+    if (!attention && atomic_load_explicit(&lane->inbox, memory_order_relaxed) == NULL) {
         return;
     }
-    request = atomic_exchange_explicit(&lane->inbox, NULL, memory_order_acquire);
-    while (request != NULL) {
-        struct request *next = request->inbox_next;
-
-        request->inbox_next = oldest;
-        oldest = request;
-        request = next;
-    }
-    for (request = oldest; request != NULL; request = request->inbox_next) {
-        list_append(&ctx->completed, &request->link);
-    }
+    pthread_mutex_lock(&lane->lock);
+    blkrepl__lane_collect(ctx, lane);
+    list_splice(&ctx->completed, &lane->returned);
+    pthread_mutex_unlock(&lane->lock);
 }
 
 /* One of those that became ready; false if there is none. */
@@ -134,18 +124,32 @@ static bool inbox_any(const struct blkrepl_context *ctx)
     return false;
 }
 
+/* Whether every entry has something to advance. */
+static bool advance_due(const struct blkrepl_context *ctx)
+{
+    return !list_empty(&ctx->ready) || !list_empty(&ctx->completed) ||
+           !list_empty(&ctx->timers.timers);
+}
+
 void blkrepl__advance(struct blkrepl_context *ctx)
 {
-    if (!list_empty(&ctx->ready) || !list_empty(&ctx->completed) ||
-        !list_empty(&ctx->timers.timers) || inbox_any(ctx)) {
+    if (advance_due(ctx) || inbox_any(ctx) ||
+        atomic_load_explicit(&ctx->attention, memory_order_relaxed)) {
         advance_some(ctx);
     }
 }
 
 static void advance_some(struct blkrepl_context *ctx)
 {
+    bool attention = false;
+
+    /* What is recorded after this calls for attention again. */
+    if (atomic_load_explicit(&ctx->attention, memory_order_relaxed)) {
+        atomic_store(&ctx->recorded, false);
+        attention = atomic_exchange(&ctx->attention, ctx->shut);
+    }
     for (uint32_t i = 0; i < ctx->lane_count; i++) {
-        inbox_collect(ctx, &ctx->lanes[i]);
+        inbox_collect(ctx, &ctx->lanes[i], attention);
     }
     if (UNLIKELY(blkrepl__timer_next(&ctx->timers) != BLKREPL_FOREVER) && !STRETCH(TIMER)) {
         blkrepl__timer_run(&ctx->timers, blkrepl__now(ctx), ctx->completions_max);
@@ -163,8 +167,17 @@ static void advance_some(struct blkrepl_context *ctx)
 
 void blkrepl__collect_frame(struct blkrepl_context *ctx, const struct host_frame *frame)
 {
-    for (struct request *request = frame->first; request != NULL; request = request->inbox_next) {
-        list_append(&ctx->completed, &request->link);
+    struct request *request = frame->first;
+
+    while (request != NULL) {
+        struct request *next = request->inbox_next;
+
+        if (UNLIKELY(atomic_load_explicit(&request->quick, memory_order_relaxed))) {
+            blkrepl__lane_pass_on(ctx, request);
+        } else {
+            list_append(&ctx->completed, &request->link);
+        }
+        request = next;
     }
 }
 
@@ -206,19 +219,30 @@ void blkrepl__empty_outbox(struct blkrepl_context *ctx, uint32_t lane, enum outb
     }
 }
 
-bool blkrepl__lane_busy(struct blkrepl_context *ctx, uint32_t number)
+/* Whether a poll of the lane has something to do that the context's lock guards. */
+static bool lane_slow_waits(const struct blkrepl_context *ctx, uint32_t number)
 {
-    struct lane *lane = &ctx->lanes[number];
+    const struct lane *lane = &ctx->lanes[number];
 
-    if (!list_empty(&lane->callbacks) || !list_empty(&lane->events) || !list_empty(&lane->queues) ||
-        lane->kicked || atomic_load(&lane->inbox) != NULL) {
+    if (!list_empty(&lane->events) || !list_empty(&lane->queues) || lane->kicked) {
         return true;
     }
     return number == 0 &&
            (!list_empty(&ctx->machines) || !list_empty(&ctx->job_queues) ||
             !list_empty(&ctx->yielding) || !list_empty(&ctx->strays) || !list_empty(&ctx->ready) ||
             !list_empty(&ctx->completed) || !list_empty(&ctx->chores) ||
-            !list_empty(&ctx->closing) || log_waiting(&ctx->log));
+            !list_empty(&ctx->closing) || log_waiting(&ctx->log) || atomic_load(&ctx->recorded));
+}
+
+bool blkrepl__lane_busy(struct blkrepl_context *ctx, uint32_t number)
+{
+    struct lane *lane = &ctx->lanes[number];
+    bool quick;
+
+    pthread_mutex_lock(&lane->lock);
+    quick = lane_quick_waits(lane);
+    pthread_mutex_unlock(&lane->lock);
+    return quick || lane_slow_waits(ctx, number);
 }
 
 /* Whether somebody sleeps who should not; disarms, so that one thread wakes. */
@@ -230,7 +254,7 @@ static bool lane_must_wake(struct blkrepl_context *ctx, uint32_t number)
         return false;
     }
     if (!blkrepl__lane_busy(ctx, number) &&
-        blkrepl__timer_next(&ctx->timers) >= lane->armed_deadline_ns) {
+        (number > 0 || blkrepl__timer_next(&ctx->timers) >= lane->armed_deadline_ns)) {
         return false;
     }
     return atomic_exchange(&lane->armed, false);
@@ -243,9 +267,26 @@ void blkrepl__leave(struct blkrepl_context *ctx, uint32_t lane)
     blkrepl__leave_quietly(ctx);
 }
 
+/* Tell the quick way what it has to leave to the slow one. */
+static void leave_word(struct blkrepl_context *ctx, uint32_t number)
+{
+    struct lane *lane = &ctx->lanes[number];
+    bool due = lane_slow_waits(ctx, number);
+
+    if (due != atomic_load_explicit(&lane->slow_due, memory_order_relaxed)) {
+        pthread_mutex_lock(&lane->lock);
+        atomic_store(&lane->slow_due, due || lane->room_due);
+        pthread_mutex_unlock(&lane->lock);
+    }
+}
+
 void blkrepl__leave_quietly(struct blkrepl_context *ctx)
 {
+    if (UNLIKELY(advance_due(ctx) || !list_empty(&ctx->chores))) {
+        atomic_store(&ctx->attention, true);
+    }
     for (uint32_t i = 0; i < ctx->lane_count; i++) {
+        leave_word(ctx, i);
         if (UNLIKELY(lane_must_wake(ctx, i))) {
             pthread_mutex_unlock(&ctx->lock);
             blkrepl__wake_signal(&ctx->lanes[i].wake);
@@ -298,21 +339,18 @@ int blkrepl_io_complete(blkrepl_context *ctx, uint64_t id, int result)
     if (frame != NULL && frame->submitting && frame->ctx == ctx) {
         return io_complete_inside(frame, request, id, result);
     }
-    atomic_fetch_add_explicit(&ctx->completing, 1, memory_order_acquire);
+    /* The lane of the slot, which does not change; not that of the request. */
+    lane = index < (uint64_t)ctx->lane_count * ctx->requests_max ? lane_of_slot(ctx, index)
+                                                                 : &ctx->lanes[0];
+    atomic_fetch_add_explicit(&lane->completing, 1, memory_order_acquire);
     if (!atomic_compare_exchange_strong_explicit(&request->live_id, &expected, 0,
                                                  memory_order_acq_rel, memory_order_relaxed)) {
-        atomic_fetch_sub_explicit(&ctx->completing, 1, memory_order_release);
+        atomic_fetch_sub_explicit(&lane->completing, 1, memory_order_release);
         return blkrepl__fail(-ENOENT, "io: the request is not in flight");
     }
     request->io_result = result;
-    lane = &ctx->lanes[request->io.lane];
-    request->inbox_next = atomic_load_explicit(&lane->inbox, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak(&lane->inbox, &request->inbox_next, request)) {
-    }
-    if (UNLIKELY(atomic_load(&lane->armed)) && atomic_exchange(&lane->armed, false)) {
-        blkrepl__wake_signal(&lane->wake);
-    }
-    atomic_fetch_sub_explicit(&ctx->completing, 1, memory_order_release);
+    blkrepl__lane_pass_on(ctx, request);
+    atomic_fetch_sub_explicit(&lane->completing, 1, memory_order_release);
     return 0;
 }
 
@@ -346,12 +384,21 @@ void blkrepl__guest_slot_put(struct blkrepl_context *ctx, uint32_t number, struc
 {
     struct lane *lane = &ctx->lanes[number];
 
-    blkrepl__request_put(&lane->requests, request);
-    if (UNLIKELY(!list_empty(&lane->room_waiters))) {
-        blkrepl__waiter_room(lane);
-    }
-    if (UNLIKELY(lane->room_wanted)) {
-        lane->room_wanted = false;
+    pthread_mutex_lock(&lane->lock);
+    blkrepl__lane_slot_put(lane, request);
+    pthread_mutex_unlock(&lane->lock);
+}
+
+void blkrepl__lane_post_room(struct blkrepl_context *ctx, uint32_t number)
+{
+    struct lane *lane = &ctx->lanes[number];
+    bool due;
+
+    pthread_mutex_lock(&lane->lock);
+    due = lane->room_due;
+    lane->room_due = false;
+    pthread_mutex_unlock(&lane->lock);
+    if (UNLIKELY(due)) {
         blkrepl__context_post(ctx, number, &lane->room,
                               &(blkrepl_event){.type = BLKREPL_EVENT_ROOM,
                                                .object_kind = BLKREPL_OBJECT_LANE,

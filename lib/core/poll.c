@@ -5,6 +5,8 @@
 #include "base/hook.h"
 #include "core/context.h"
 #include "core/error.h"
+#include "core/lane.h"
+#include "core/port_quick.h"
 #include "core/wait.h"
 
 #define FETCH_MAX 32
@@ -38,17 +40,11 @@ static int poll_fetch(struct lane *lane, struct delivery *fetched, int most)
 {
     int count = 0;
 
-    while (count < most && !list_empty(&lane->callbacks)) {
-        struct callback *callback = CONTAINER_OF(lane->callbacks.next, struct callback, link);
+    while (count < most) {
+        enum lane_deliver answer = blkrepl__lane_deliver(lane, &fetched[count], count == 0);
 
-        bool alone = callback->alone; /* deliver may free the callback */
-
-        if (alone && count > 0) {
-            break;
-        }
-        list_remove(&callback->link);
-        callback->deliver(callback, &fetched[count++]);
-        if (alone) {
+        count += answer != DELIVER_NONE;
+        if (answer != DELIVER_ONE) {
             break;
         }
     }
@@ -140,6 +136,7 @@ static void poll_work(struct blkrepl_context *ctx, uint32_t number)
     if (number == 0 && !list_empty(&ctx->machines)) {
         poll_machines(ctx);
     }
+    blkrepl__lane_post_room(ctx, number);
     if (number == 0 && ctx->lane_count > 1) {
         blkrepl__port_help_lanes(ctx);
     }
@@ -180,8 +177,8 @@ static int poll_round(struct blkrepl_context *ctx, uint32_t number, bool *news)
  * descriptor then stays readable for one idle round, which is harmless. */
 static void lane_disarm(struct lane *lane)
 {
-    if (lane->arm_pending) {
-        lane->arm_pending = false;
+    if (atomic_load_explicit(&lane->arm_pending, memory_order_relaxed)) {
+        atomic_store_explicit(&lane->arm_pending, false, memory_order_relaxed);
         atomic_store(&lane->armed, false);
         blkrepl__wake_drain(&lane->wake);
     }
@@ -194,7 +191,7 @@ static bool lane_arm(struct blkrepl_context *ctx, uint32_t number)
     struct lane *lane = &ctx->lanes[number];
 
     lane->armed_deadline_ns = number == 0 ? blkrepl__timer_next(&ctx->timers) : BLKREPL_FOREVER;
-    lane->arm_pending = true;
+    atomic_store_explicit(&lane->arm_pending, true, memory_order_relaxed);
     atomic_store(&lane->armed, true);
     /* A completion from here on sees that we are armed; look once more for one
      * that came before. */
@@ -309,22 +306,72 @@ static int poll_fetch_last(struct blkrepl_context *ctx, uint32_t number, struct 
     return count;
 }
 
-int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
+/* Whether the lane's thread has to take the context's lock. */
+static bool poll_slow_due(const struct blkrepl_context *ctx, const struct lane *lane)
+{
+    return atomic_load(&ctx->attention) || atomic_load(&lane->slow_due);
+}
+
+/* Handle what is quick and fetch its callbacks, with the lane's lock held.
+ * Returns how many; -1: the lane needs a poll of the slow way. */
+static int poll_quick_fetch(struct blkrepl_context *ctx, struct lane *lane,
+                            struct delivery *fetched)
+{
+    int most = ctx->callbacks_max < FETCH_MAX ? (int)ctx->callbacks_max : FETCH_MAX;
+    int count;
+
+    if (poll_slow_due(ctx, lane) || atomic_load(&lane->polling) != LANE_FREE || STRETCH(POLL)) {
+        return -1;
+    }
+    blkrepl__lane_collect(ctx, lane);
+    blkrepl__port_flush_quick(ctx, lane);
+    count = blkrepl__lane_deliver_quick(lane, fetched, most);
+    if (count > 0) {
+        return count;
+    }
+    return poll_slow_due(ctx, lane) || !list_empty(&lane->callbacks) ? -1 : 0;
+}
+
+/* A poll that needs nothing but its lane.  Returns how many callbacks ran; -1:
+ * it has to be one of the slow way. */
+static int poll_quick(struct blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
 {
     struct delivery fetched[FETCH_MAX];
-    struct lane *lane;
-    int rc = poll_check(ctx, number, timeout_ns);
+    struct lane *lane = &ctx->lanes[number];
+    int count;
 
-    if (rc < 0) {
-        return rc;
+    pthread_mutex_lock(&lane->lock);
+    count = poll_quick_fetch(ctx, lane, fetched);
+    if (count < 0 || (count == 0 && timeout_ns > 0)) {
+        pthread_mutex_unlock(&lane->lock);
+        return -1;
     }
-    lane = &ctx->lanes[number];
+    blkrepl__lane_poll_begin(lane);
+    pthread_mutex_unlock(&lane->lock);
+    lane_disarm(lane);
+    deliveries_run(ctx, fetched, count);
+    blkrepl__lane_poll_end(lane);
+    return count;
+}
+
+static int poll_slow(struct blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
+{
+    struct delivery fetched[FETCH_MAX];
+    struct lane *lane = &ctx->lanes[number];
+    bool busy;
+    int rc;
+
     blkrepl__enter(ctx);
-    if (atomic_load_explicit(&lane->polling, memory_order_relaxed) != LANE_FREE) {
+    pthread_mutex_lock(&lane->lock);
+    busy = atomic_load_explicit(&lane->polling, memory_order_relaxed) != LANE_FREE;
+    if (!busy) {
+        blkrepl__lane_poll_begin(lane);
+    }
+    pthread_mutex_unlock(&lane->lock);
+    if (busy) {
         blkrepl__leave(ctx, number);
         return blkrepl__fail(-EBUSY, "poll: another thread polls lane %u", (unsigned)number);
     }
-    blkrepl__lane_poll_begin(lane);
     lane_disarm(lane);
     rc = poll_fetch_last(ctx, number, fetched);
     if (rc > 0) {
@@ -333,8 +380,39 @@ int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
         rc = poll_loop(ctx, number, timeout_ns);
         blkrepl__leave(ctx, number);
     }
-    blkrepl__lane_poll_end(ctx, lane);
+    blkrepl__lane_poll_end(lane);
     return rc;
+}
+
+int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
+{
+    int rc = poll_check(ctx, number, timeout_ns);
+
+    if (rc < 0) {
+        return rc;
+    }
+    rc = poll_quick(ctx, number, timeout_ns);
+    return rc >= 0 ? rc : poll_slow(ctx, number, timeout_ns);
+}
+
+/* Arm a lane that has no timers, without the context's lock; false if there is
+ * something to do, or it is to be asked for with that lock. */
+static bool arm_quick(struct blkrepl_context *ctx, struct lane *lane)
+{
+    bool waits;
+
+    if (lane == &ctx->lanes[0] || poll_slow_due(ctx, lane)) {
+        return false;
+    }
+    pthread_mutex_lock(&lane->lock);
+    atomic_store_explicit(&lane->arm_pending, true, memory_order_relaxed);
+    atomic_store(&lane->armed, true);
+    waits = lane_quick_waits(lane) || poll_slow_due(ctx, lane);
+    pthread_mutex_unlock(&lane->lock);
+    if (waits) {
+        atomic_store(&lane->armed, false);
+    }
+    return !waits;
 }
 
 int blkrepl_poll_arm(blkrepl_context *ctx, uint32_t lane, uint64_t *deadline_ns)
@@ -346,6 +424,10 @@ int blkrepl_poll_arm(blkrepl_context *ctx, uint32_t lane, uint64_t *deadline_ns)
     }
     if (!blkrepl__lane_valid(ctx, lane)) {
         return -EINVAL;
+    }
+    if (arm_quick(ctx, &ctx->lanes[lane])) {
+        *deadline_ns = BLKREPL_FOREVER;
+        return 0;
     }
     pthread_mutex_lock(&ctx->lock);
     rc = lane_arm(ctx, lane) ? 0 : 1;
@@ -372,7 +454,8 @@ int blkrepl_poll_wake(blkrepl_context *ctx, uint32_t lane)
     }
     blkrepl__enter(ctx);
     ctx->lanes[lane].kicked = true;
-    blkrepl__leave(ctx, lane);
+    blkrepl__advance(ctx);
+    blkrepl__leave_quietly(ctx); /* what waits for the lane is given away by its poll */
     return 0;
 }
 
@@ -383,17 +466,23 @@ static bool drain_lane(struct blkrepl_context *ctx, uint32_t number)
     struct lane *lane = &ctx->lanes[number];
     bool ran = false;
     bool news = true;
+    bool ours;
 
-    if (atomic_load_explicit(&lane->polling, memory_order_acquire) != LANE_FREE) {
+    pthread_mutex_lock(&lane->lock);
+    ours = atomic_load_explicit(&lane->polling, memory_order_acquire) == LANE_FREE;
+    if (ours) {
+        blkrepl__lane_poll_begin(lane);
+    }
+    pthread_mutex_unlock(&lane->lock);
+    if (!ours) {
         return false;
     }
-    blkrepl__lane_poll_begin(lane);
     lane->kicked = false; /* nobody sleeps */
     for (int i = 0; i < DRAIN_ROUNDS_MAX && (news || blkrepl__lane_busy(ctx, number)); i++) {
         poll_round(ctx, number, &news);
         ran = ran || news;
     }
-    blkrepl__lane_poll_end_locked(lane);
+    blkrepl__lane_poll_end(lane);
     return ran;
 }
 

@@ -28,6 +28,7 @@ struct request *blkrepl__request_take(struct request_pool *pool)
     }
     pool->used++;
     request->io = (blkrepl_io){.opcode = 0};
+    atomic_store_explicit(&request->awaited, false, memory_order_relaxed);
     return request;
 }
 

@@ -34,6 +34,10 @@ struct request {
     _Atomic uint64_t live_id;
     struct request *inbox_next;
     int io_result;
+    /* Changed under the lane's lock, read by whoever completes the request. */
+    atomic_bool quick;             /* see core/lane.h */
+    atomic_bool awaited;           /* others wait for it: lane 0 hears of its completion */
+    request_ended_fn *quick_ended; /* the same as ended, with the lane's lock held */
     /* Set when the slot is first used. */
     uint32_t index;
     /* Changed under the lock by the pool, the port and the owner. */

@@ -15,6 +15,7 @@ static void port_queue_init(struct port_queue *queue, struct port *port, struct 
     queue->ready_list = ready_list;
     list_init(&queue->waiting);
     list_init(&queue->first);
+    list_init(&queue->quick);
 }
 
 void blkrepl__port_init(struct port *port, struct blkrepl_context *ctx, struct port_queue *guest)
@@ -77,14 +78,25 @@ static void port_place(struct list *link, struct list *list, bool there)
     }
 }
 
+/* Who completes a request wakes a sleeper of lane 0 while some queue waits for a
+ * place. */
+static void port_count_starved(struct port_queue *queue, bool starved)
+{
+    if (queue->starved != starved) {
+        queue->starved = starved;
+        atomic_fetch_add(&queue->port->ctx->starved, starved ? 1u : UINT32_MAX);
+    }
+}
+
 /* Put the queue on the lists where invariant 4 wants it. */
 static void port_kick(struct port_queue *queue)
 {
     const struct port *port = queue->port;
-    bool waits = !queue->held && port_queue_waiting(queue);
+    bool waits = !atomic_load(&queue->held) && port_queue_waiting(queue);
     bool ready = waits && port_room(queue) > 0;
 
     port_place(&queue->link, queue->ready_list, ready);
+    port_count_starved(queue, waits && !ready);
     if (queue->job) {
         port_place(&queue->aside, &port->ctx->yielding,
                    waits && !ready && port_yields(port) && port_in_flight(port) == 0);
@@ -140,6 +152,7 @@ void blkrepl__port_submit_read(struct port *port, struct request *request, uint3
 {
     port_prepare(port, request, lane);
     request->job = false;
+    atomic_store(&request->awaited, true);
     port_queue_guest(&port->guest[lane], &port->guest[lane].first, request);
 }
 
@@ -265,9 +278,9 @@ void blkrepl__port_flush(struct port_queue *queue)
 
     list_unlink(&queue->link);
     list_unlink(&queue->aside);
-    count = port_take_batch(queue, ios);
+    count = port_take_batch(queue, ios); /* a ready queue is not starved */
     if (count > 0) {
-        queue->held = true;
+        atomic_store(&queue->held, true);
         port->inside++;
         pthread_mutex_unlock(&ctx->lock);
         blkrepl__host_enter(&frame, ctx);
@@ -277,7 +290,7 @@ void blkrepl__port_flush(struct port_queue *queue)
         pthread_mutex_lock(&ctx->lock);
         blkrepl__collect_frame(ctx, &frame);
         port->inside--;
-        queue->held = false;
+        atomic_store(&queue->held, false);
     }
     port_kick_all(port);
     blkrepl__port_check_close(port);
@@ -318,15 +331,33 @@ void blkrepl__port_ended(struct request *request)
     blkrepl__port_check_close(port);
 }
 
-static bool port_idle(const struct port *port)
+/* Whether a thread of the quick way is inside the backend. */
+static bool port_held(const struct port *port)
 {
-    return port_in_flight(port) == 0 && port->inside == 0 && port->guest_waiting == 0 &&
-           !port_queue_waiting(&port->job);
+    uint32_t lane = 0;
+
+    while (lane < port->ctx->lane_count && !atomic_load(&port->guest[lane].held)) {
+        lane++;
+    }
+    return lane < port->ctx->lane_count;
+}
+
+bool blkrepl__port_calm(const struct port *port, uint32_t in_flight)
+{
+    return port_in_flight(port) == in_flight && port->inside == 0 && port->guest_waiting == 0 &&
+           !port_queue_waiting(&port->job) && !port_held(port);
+}
+
+void blkrepl__port_let_go(struct port_queue *queue)
+{
+    atomic_store(&queue->held, false);
+    port_kick_all(queue->port);
+    blkrepl__port_check_close(queue->port);
 }
 
 void blkrepl__port_check_close(struct port *port)
 {
-    if (port->dropped && !list_linked(&port->chore_link) && port_idle(port)) {
+    if (port->dropped && !list_linked(&port->chore_link) && blkrepl__port_calm(port, 0)) {
         list_append(&port->ctx->closing, &port->chore_link);
     }
 }

@@ -38,7 +38,12 @@ struct port_queue {
     struct list *ready_list;
     uint32_t lane;
     bool job;
-    bool held; /* somebody is submitting from it */
+    bool starved;     /* waits for a place, and is counted by the context */
+    atomic_bool held; /* somebody is submitting from it */
+    /* Changed under the lane's lock: see port_quick.h. */
+    struct list quick;      /* requests */
+    struct list quick_link; /* on the lane's quick_queues */
+    uint32_t places;        /* at the backend, kept for the next requests */
 };
 
 struct port {
@@ -58,6 +63,11 @@ struct port {
     uint32_t yields; /* polls in which jobs let guests of other lanes go first */
     uint32_t inside; /* threads inside the backend */
     bool dropped;
+    uint32_t places_kept; /* see port_quick.h */
+    /* Changed under the lock, read under a lane's. */
+    atomic_bool quick; /* requests may go the quick way, and none goes the slow one */
+    /* Changed without a lock. */
+    atomic_uint places; /* free places at the backend, while it is quick */
 };
 
 /* Set up a port over a backend; the queues of `guest` (one per lane) are the
@@ -87,6 +97,13 @@ void blkrepl__port_help_lanes(struct blkrepl_context *ctx);
 /* Tell the backend that a request is not wanted any more, if it has it.  Drops
  * and retakes the lock. */
 void blkrepl__port_cancel(struct request *request);
+
+/* The thread that held the queue from the quick way holds it no longer. */
+void blkrepl__port_let_go(struct port_queue *queue);
+
+/* Whether nothing waits or is in flight, and nobody is inside: the quick way may
+ * begin. */
+bool blkrepl__port_calm(const struct port *port, uint32_t in_flight);
 
 /* Give one batch of a ready queue to the backend.  Drops and retakes the lock. */
 void blkrepl__port_flush(struct port_queue *queue);

@@ -20,9 +20,12 @@ int blkrepl__wait_allowed(const struct blkrepl_context *ctx)
     return 0;
 }
 
-int blkrepl__waiter_init(struct waiter *waiter, struct blkrepl_context *ctx)
+int blkrepl__waiter_init(struct waiter *waiter, struct blkrepl_context *ctx, uint32_t lane)
 {
-    *waiter = (struct waiter){.ctx = ctx};
+    if (!blkrepl__lane_valid(ctx, lane)) {
+        return -EINVAL;
+    }
+    *waiter = (struct waiter){.ctx = ctx, .lane = &ctx->lanes[lane]};
     return pthread_cond_init(&waiter->wake, NULL) == 0 ? 0 : blkrepl__fail(-ENOMEM, "wait");
 }
 
@@ -34,67 +37,62 @@ void blkrepl__waiter_fini(struct waiter *waiter)
 void blkrepl__waiter_done(void *user, int result)
 {
     struct waiter *waiter = user;
-    struct blkrepl_context *ctx = waiter->ctx;
+    struct lane *lane = waiter->lane;
 
-    pthread_mutex_lock(&ctx->lock);
+    pthread_mutex_lock(&lane->lock);
     waiter->result = result;
     waiter->done = true;
     pthread_cond_signal(&waiter->wake);
-    pthread_mutex_unlock(&ctx->lock);
+    pthread_mutex_unlock(&lane->lock);
 }
 
-/* Sleep while somebody polls, poll while nobody does; with the lock held. */
-static void wait_until_done(struct waiter *waiter, uint32_t number)
+/* Sleep while somebody polls, poll while nobody does; with the lane's lock. */
+static void wait_until_done(struct waiter *waiter)
 {
-    struct blkrepl_context *ctx = waiter->ctx;
-    struct lane *lane = &ctx->lanes[number];
-    unsigned polled;
+    struct lane *lane = waiter->lane;
+    uint32_t number = (uint32_t)(lane - waiter->ctx->lanes);
 
     list_append(&lane->waiters, &waiter->link);
     while (!waiter->done) {
-        polled = LANE_POLLED;
+        unsigned polled = LANE_POLLED;
+
         if (atomic_load(&lane->polling) == LANE_FREE) {
-            pthread_mutex_unlock(&ctx->lock);
-            blkrepl_poll(ctx, number, BLKREPL_FOREVER);
-            pthread_mutex_lock(&ctx->lock);
+            pthread_mutex_unlock(&lane->lock);
+            blkrepl_poll(waiter->ctx, number, BLKREPL_FOREVER);
+            pthread_mutex_lock(&lane->lock);
         } else if (atomic_compare_exchange_strong(&lane->polling, &polled, LANE_AWAITED) ||
                    polled == LANE_AWAITED) {
-            pthread_cond_wait(&waiter->wake, &ctx->lock);
+            pthread_cond_wait(&waiter->wake, &lane->lock);
         }
     }
     list_remove(&waiter->link);
 }
 
-int blkrepl__wait(struct waiter *waiter, uint32_t lane)
+int blkrepl__wait(struct waiter *waiter)
 {
-    struct blkrepl_context *ctx = waiter->ctx;
-
-    pthread_mutex_lock(&ctx->lock);
-    wait_until_done(waiter, lane);
-    pthread_mutex_unlock(&ctx->lock);
+    pthread_mutex_lock(&waiter->lane->lock);
+    wait_until_done(waiter);
+    pthread_mutex_unlock(&waiter->lane->lock);
     return waiter->result;
 }
 
-void blkrepl__wait_room(struct waiter *waiter, uint32_t number)
+void blkrepl__wait_room(struct waiter *waiter)
 {
-    struct blkrepl_context *ctx = waiter->ctx;
-    struct lane *lane = &ctx->lanes[number];
+    struct lane *lane = waiter->lane;
 
-    pthread_mutex_lock(&ctx->lock);
+    pthread_mutex_lock(&lane->lock);
     waiter->done = lane->requests.used < lane->requests.count;
     if (!waiter->done) {
         list_append(&lane->room_waiters, &waiter->room);
-        wait_until_done(waiter, number);
-        list_unlink(&waiter->room);
+        wait_until_done(waiter);
     }
     waiter->done = false;
-    pthread_mutex_unlock(&ctx->lock);
+    pthread_mutex_unlock(&lane->lock);
 }
 
 void blkrepl__waiter_room(struct lane *lane)
 {
-    struct list *link = list_pop(&lane->room_waiters);
-    struct waiter *waiter = CONTAINER_OF(link, struct waiter, room);
+    struct waiter *waiter = CONTAINER_OF(list_pop(&lane->room_waiters), struct waiter, room);
 
     waiter->done = true;
     pthread_cond_signal(&waiter->wake);
@@ -106,7 +104,7 @@ void blkrepl__lane_poll_begin(struct lane *lane)
 }
 
 /* The first who still waits. */
-static void lane_wake_leader(struct lane *lane)
+static void wait_wake_leader(struct lane *lane)
 {
     struct list *link = lane->waiters.next;
 
@@ -118,13 +116,7 @@ static void lane_wake_leader(struct lane *lane)
     }
 }
 
-void blkrepl__lane_poll_end_locked(struct lane *lane)
-{
-    atomic_store(&lane->polling, LANE_FREE);
-    lane_wake_leader(lane);
-}
-
-void blkrepl__lane_poll_end(struct blkrepl_context *ctx, struct lane *lane)
+void blkrepl__lane_poll_end(struct lane *lane)
 {
     unsigned polled = LANE_POLLED;
 
@@ -132,7 +124,8 @@ void blkrepl__lane_poll_end(struct blkrepl_context *ctx, struct lane *lane)
             &lane->polling, &polled, LANE_FREE, memory_order_acq_rel, memory_order_acquire))) {
         return; /* from here on the context may be freed */
     }
-    pthread_mutex_lock(&ctx->lock);
-    blkrepl__lane_poll_end_locked(lane);
-    pthread_mutex_unlock(&ctx->lock);
+    pthread_mutex_lock(&lane->lock);
+    atomic_store(&lane->polling, LANE_FREE);
+    wait_wake_leader(lane);
+    pthread_mutex_unlock(&lane->lock);
 }

@@ -12,7 +12,8 @@ struct waiter {
     struct list link; /* on its lane's list of waiters */
     struct list room; /* on its lane's list of those who want a request slot */
     struct blkrepl_context *ctx;
-    pthread_cond_t wake;
+    struct lane *lane;
+    pthread_cond_t wake; /* with the lane's lock */
     bool done;
     int result;
 };
@@ -23,7 +24,7 @@ struct waiter {
 int blkrepl__wait_allowed(const struct blkrepl_context *ctx);
 
 /* Returns: 0; -ENOMEM. */
-int blkrepl__waiter_init(struct waiter *waiter, struct blkrepl_context *ctx);
+int blkrepl__waiter_init(struct waiter *waiter, struct blkrepl_context *ctx, uint32_t lane);
 void blkrepl__waiter_fini(struct waiter *waiter);
 
 /* What the waiter waits for is over; a completion's function. */
@@ -31,17 +32,16 @@ void blkrepl__waiter_done(void *waiter, int result);
 
 /* Wait until it is over.
  * Returns: the result. */
-int blkrepl__wait(struct waiter *waiter, uint32_t lane);
+int blkrepl__wait(struct waiter *waiter);
 /* Wait until the lane may have a free request slot. */
-void blkrepl__wait_room(struct waiter *waiter, uint32_t lane);
-/* The lane has a slot for the first who waits for one; with the lock held. */
+void blkrepl__wait_room(struct waiter *waiter);
+/* The lane has a slot for the first who waits for one.  With the lane's lock. */
 void blkrepl__waiter_room(struct lane *lane);
 
-/* This thread begins to poll the lane, which is free; with the lock held. */
+/* This thread begins to poll the lane, which is free.  With the lane's lock. */
 void blkrepl__lane_poll_begin(struct lane *lane);
-/* It stops. */
-void blkrepl__lane_poll_end_locked(struct lane *lane);
-/* The same without the lock: its last touch of the context. */
-void blkrepl__lane_poll_end(struct blkrepl_context *ctx, struct lane *lane);
+/* It stops.  Without the lane's lock; unless the context's is held, this is the
+ * last touch of the context. */
+void blkrepl__lane_poll_end(struct lane *lane);
 
 #endif

@@ -31,6 +31,7 @@
 #include "base/checked.h"
 #include "base/hook.h"
 #include "base/struct_io.h"
+#include "block/quick.h"
 #include "core/error.h"
 #include "job/copy.h"
 #include <libblkrepl/backup.h>
@@ -344,8 +345,10 @@ static int backup_check_images(const blkrepl_image *source, const blkrepl_image 
 }
 
 /* Whether the images are free; with the lock held. */
-static int backup_check_busy(const blkrepl_image *source, const blkrepl_image *target)
+static int backup_check_busy(blkrepl_image *source, blkrepl_image *target)
 {
+    blkrepl__quick_stop(source);
+    blkrepl__quick_stop(target);
     if (source->ctx->shut) {
         return blkrepl__fail(-ESHUTDOWN, "backup: the context is being freed");
     }

@@ -10,6 +10,7 @@
 #include "base/abi.h"
 #include "base/struct_io.h"
 #include "core/error.h"
+#include "core/lane.h"
 
 enum job_verb {
     VERB_START,
@@ -243,7 +244,7 @@ static void job_unref(struct blkrepl_job *job)
         return;
     }
     job->gone.deliver = job_gone;
-    list_append(&job->ctx->lanes[0].callbacks, &job->gone.link);
+    blkrepl__lane_callback(&job->ctx->lanes[0], &job->gone);
 }
 
 void blkrepl__job_put(struct blkrepl_job *job)

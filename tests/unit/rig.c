@@ -2,6 +2,7 @@
 #include "unit/rig.h"
 
 #include "base/checked.h"
+#include "block/quick.h"
 
 bool quick(void)
 {
@@ -168,6 +169,7 @@ int rig_poll(struct rig *rig)
     int ran;
 
     for (int i = 0; i < 100000; i++) {
+        atomic_store(&rig->ctx->attention, true); /* tests put things on lists by hand */
         ran = blkrepl_poll(rig->ctx, 0, 0);
         assert_true(ran >= 0);
         total += ran;
@@ -443,6 +445,14 @@ void script_init(struct script *script, uint64_t bytes)
     }
 }
 
+void script_go_slow(blkrepl_image *image)
+{
+    blkrepl__enter(image->ctx);
+    blkrepl__quick_stop(image);
+    image->slow_left = UINT32_MAX;
+    blkrepl__leave(image->ctx, 0);
+}
+
 blkrepl_image *script_open(struct script *script, struct rig *rig)
 {
     blkrepl_image *image;
@@ -450,6 +460,7 @@ blkrepl_image *script_open(struct script *script, struct rig *rig)
     script->ctx = rig->ctx;
     script->opened = true;
     assert_int_equal(blkrepl_image_open(rig->ctx, &script_ops, script, NULL, &image), 0);
+    script_go_slow(image);
     return image;
 }
 

@@ -302,9 +302,9 @@ static void context_free_notices_other_threads(void **state)
     rig.ctx->inside++;
     assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
     rig.ctx->inside--;
-    atomic_fetch_add(&rig.ctx->completing, 1);
+    atomic_fetch_add(&rig.ctx->lanes[0].completing, 1);
     assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
-    atomic_fetch_sub(&rig.ctx->completing, 1);
+    atomic_fetch_sub(&rig.ctx->lanes[0].completing, 1);
     atomic_store(&rig.ctx->lanes[0].polling, true);
     assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
     atomic_store(&rig.ctx->lanes[0].polling, false);

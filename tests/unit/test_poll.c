@@ -80,9 +80,11 @@ static void poll_counts_events_among_its_callbacks(void **state)
     (void)state;
     bench_open(&b, &(blkrepl_context_options){.callbacks_max = 2}, false);
     memset(slots, 0, sizeof slots);
+    blkrepl__enter(b.rig.ctx);
     for (uint64_t i = 0; i < 3; i++) {
         blkrepl__context_post(b.rig.ctx, 0, &slots[i], &(blkrepl_event){.type = 1, .offset = i});
     }
+    blkrepl__leave(b.rig.ctx, 0);
     assert_int_equal(blkrepl_poll(b.rig.ctx, 0, 0), 2);
     assert_int_equal(blkrepl_poll(b.rig.ctx, 0, 0), 1);
     assert_int_equal(b.rig.event_count, 3);
@@ -369,12 +371,14 @@ static void poll_steps_machines_in_turn_and_a_bounded_number(void **state)
     memset(machines, 0, sizeof machines);
     step_count = 0;
     step_again = true;
+    blkrepl__enter(b.rig.ctx);
     for (unsigned i = 0; i < 100; i++) {
         machines[i].machine.step = note_step;
         machines[i].ctx = b.rig.ctx;
         machines[i].number = i;
         blkrepl__machine_wake(b.rig.ctx, &machines[i].machine);
     }
+    blkrepl__leave(b.rig.ctx, 0);
     blkrepl_poll(b.rig.ctx, 0, 0);
     assert_true(step_count < 200); /* however eager they are */
     while (step_count < 1000) {
@@ -394,8 +398,10 @@ static void poll_delivers_log_lines_before_it_returns(void **state)
 
     (void)state;
     bench_open(&b, NULL, false);
+    blkrepl__enter(b.rig.ctx);
     blkrepl__log_add(&b.rig.ctx->log, BLKREPL_LOG_INFO, "one");
     blkrepl__log_add(&b.rig.ctx->log, BLKREPL_LOG_ERROR, "two");
+    blkrepl__leave(b.rig.ctx, 0);
     assert_true(blkrepl__lane_busy(b.rig.ctx, 0));
     assert_int_equal(blkrepl_poll(b.rig.ctx, 0, 0), 0);
     assert_int_equal(b.rig.line_count, 2);
@@ -431,7 +437,9 @@ static void poll_delivers_a_bounded_number_of_log_lines(void **state)
     b.rig.ctx->hooks.log = log_more;
     b.rig.ctx->hooks.user = &lines;
     b.rig.ctx->hooks.clock_ns = NULL;
+    blkrepl__enter(b.rig.ctx);
     blkrepl__log_add(&b.rig.ctx->log, BLKREPL_LOG_INFO, "one");
+    blkrepl__leave(b.rig.ctx, 0);
     assert_int_equal(blkrepl_poll(b.rig.ctx, 0, 0), 0);
     assert_in_range(lines, 1, 2 * LOG_LINES);
     assert_true(blkrepl__lane_busy(b.rig.ctx, 0)); /* the rest is not forgotten */
