@@ -291,27 +291,32 @@ void env_close(struct env *env)
     pthread_mutex_destroy(&env->heap.lock);
 }
 
-int env_drain(struct env *env)
+int lane_drain(struct env *env, uint32_t lane)
 {
     uint64_t deadline = 0;
     int callbacks = 0;
 
     for (int i = 0; i < ROUNDS_MAX; i++) {
-        int n = blkrepl_poll(env->ctx, 0, 0);
+        int n = blkrepl_poll(env->ctx, lane, 0);
         if (n < 0) {
-            fail_msg("poll: %d", n);
+            fail_msg("poll of lane %u: %d", lane, n);
         }
         callbacks += n;
-        int armed = blkrepl_poll_arm(env->ctx, 0, &deadline);
+        int armed = blkrepl_poll_arm(env->ctx, lane, &deadline);
         if (armed < 0) {
-            fail_msg("poll_arm: %d", armed);
+            fail_msg("poll_arm of lane %u: %d", lane, armed);
         }
         if (n == 0 && armed == 0) {
             return callbacks;
         }
     }
-    fail_msg("after %d polls there is still work", ROUNDS_MAX);
+    fail_msg("after %d polls of lane %u there is still work", ROUNDS_MAX, lane);
     return callbacks;
+}
+
+int env_drain(struct env *env)
+{
+    return lane_drain(env, 0);
 }
 
 void env_advance(struct env *env, uint64_t ns)
@@ -390,42 +395,71 @@ void req_reset(struct req *req)
     req->then_user = then_user;
 }
 
-int req_read(struct req *req, blkrepl_image *image, uint64_t offset, void *out, size_t bytes)
+int lane_read(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset, void *out,
+              size_t bytes)
 {
     req_reset(req);
     req->iov = (blkrepl_iovec){out, bytes};
     blkrepl_completion done = req_completion(req);
-    return blkrepl_image_read(image, 0, offset, &req->iov, 1, 0, &done);
+    return blkrepl_image_read(image, lane, offset, &req->iov, 1, 0, &done);
+}
+
+int lane_write(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset,
+               const void *data, size_t bytes)
+{
+    req_reset(req);
+    req->iov = (blkrepl_iovec){(void *)(uintptr_t)data, bytes};
+    blkrepl_completion done = req_completion(req);
+    return blkrepl_image_write(image, lane, offset, &req->iov, 1, 0, &done);
+}
+
+int lane_zeroes(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset,
+                uint64_t bytes)
+{
+    req_reset(req);
+    blkrepl_completion done = req_completion(req);
+    return blkrepl_image_write_zeroes(image, lane, offset, bytes, BLKREPL_IO_MAY_UNMAP, &done);
+}
+
+int lane_discard(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset,
+                 uint64_t bytes)
+{
+    req_reset(req);
+    blkrepl_completion done = req_completion(req);
+    return blkrepl_image_discard(image, lane, offset, bytes, 0, &done);
+}
+
+int lane_flush(struct req *req, blkrepl_image *image, uint32_t lane)
+{
+    req_reset(req);
+    blkrepl_completion done = req_completion(req);
+    return blkrepl_image_flush(image, lane, &done);
+}
+
+int req_read(struct req *req, blkrepl_image *image, uint64_t offset, void *out, size_t bytes)
+{
+    return lane_read(req, image, 0, offset, out, bytes);
 }
 
 int req_write(struct req *req, blkrepl_image *image, uint64_t offset, const void *data,
               size_t bytes)
 {
-    req_reset(req);
-    req->iov = (blkrepl_iovec){(void *)(uintptr_t)data, bytes};
-    blkrepl_completion done = req_completion(req);
-    return blkrepl_image_write(image, 0, offset, &req->iov, 1, 0, &done);
+    return lane_write(req, image, 0, offset, data, bytes);
 }
 
 int req_zeroes(struct req *req, blkrepl_image *image, uint64_t offset, uint64_t bytes)
 {
-    req_reset(req);
-    blkrepl_completion done = req_completion(req);
-    return blkrepl_image_write_zeroes(image, 0, offset, bytes, BLKREPL_IO_MAY_UNMAP, &done);
+    return lane_zeroes(req, image, 0, offset, bytes);
 }
 
 int req_discard(struct req *req, blkrepl_image *image, uint64_t offset, uint64_t bytes)
 {
-    req_reset(req);
-    blkrepl_completion done = req_completion(req);
-    return blkrepl_image_discard(image, 0, offset, bytes, 0, &done);
+    return lane_discard(req, image, 0, offset, bytes);
 }
 
 int req_flush(struct req *req, blkrepl_image *image)
 {
-    req_reset(req);
-    blkrepl_completion done = req_completion(req);
-    return blkrepl_image_flush(image, 0, &done);
+    return lane_flush(req, image, 0);
 }
 
 void req_assert_done(const struct req *req, int result)
@@ -471,11 +505,14 @@ int write_now(struct env *env, blkrepl_image *image, uint64_t offset, const void
 
 /* ---- Brackets ----------------------------------------------------------------- */
 
-int bracket_begin(struct bracket *b, blkrepl_image *image, uint32_t opcode, uint64_t offset,
-                  uint64_t bytes)
+int lane_begin(struct bracket *b, blkrepl_image *image, uint32_t lane, uint32_t opcode,
+               uint64_t offset, uint64_t bytes)
 {
-    blkrepl_bracket what = {
-        .struct_size = sizeof what, .opcode = opcode, .offset = offset, .bytes = bytes};
+    blkrepl_bracket what = {.struct_size = sizeof what,
+                            .opcode = opcode,
+                            .offset = offset,
+                            .bytes = bytes,
+                            .lane = lane};
 
     req_reset(&b->go);
     blkrepl_completion go = req_completion(&b->go);
@@ -485,6 +522,12 @@ int bracket_begin(struct bracket *b, blkrepl_image *image, uint32_t opcode, uint
     b->token = UINT64_MAX;
     b->answer = blkrepl_write_begin(image, &what, &go, &b->token);
     return b->answer;
+}
+
+int bracket_begin(struct bracket *b, blkrepl_image *image, uint32_t opcode, uint64_t offset,
+                  uint64_t bytes)
+{
+    return lane_begin(b, image, 0, opcode, offset, bytes);
 }
 
 bool bracket_may_go(const struct bracket *b)

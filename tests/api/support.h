@@ -89,8 +89,9 @@ blkrepl_context_options env_options(struct env *env, const blkrepl_context_optio
                                     blkrepl_allocator *allocator);
 /* Free the context, which must be possible, and check that nothing leaked. */
 void env_close(struct env *env);
-/* Poll until there is nothing to do; the number of callbacks. */
+/* Poll lane 0, or another, until there is nothing to do; the number of callbacks. */
 int env_drain(struct env *env);
+int lane_drain(struct env *env, uint32_t lane);
 void env_advance(struct env *env, uint64_t ns); /* time passes, then drain */
 /* The deadline that poll_arm() names, when it says that there is no work. */
 uint64_t env_deadline(struct env *env);
@@ -122,6 +123,16 @@ int req_write(struct req *req, blkrepl_image *image, uint64_t offset, const void
 int req_zeroes(struct req *req, blkrepl_image *image, uint64_t offset, uint64_t bytes);
 int req_discard(struct req *req, blkrepl_image *image, uint64_t offset, uint64_t bytes);
 int req_flush(struct req *req, blkrepl_image *image);
+/* The same on a lane; those above are on lane 0. */
+int lane_read(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset, void *out,
+              size_t bytes);
+int lane_write(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset,
+               const void *data, size_t bytes);
+int lane_zeroes(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset,
+                uint64_t bytes);
+int lane_discard(struct req *req, blkrepl_image *image, uint32_t lane, uint64_t offset,
+                 uint64_t bytes);
+int lane_flush(struct req *req, blkrepl_image *image, uint32_t lane);
 void req_reset(struct req *req);
 /* The request was accepted, has ended once with this result, and was released. */
 void req_assert_done(const struct req *req, int result);
@@ -145,6 +156,8 @@ struct bracket {
 
 int bracket_begin(struct bracket *bracket, blkrepl_image *image, uint32_t opcode, uint64_t offset,
                   uint64_t bytes);
+int lane_begin(struct bracket *bracket, blkrepl_image *image, uint32_t lane, uint32_t opcode,
+               uint64_t offset, uint64_t bytes);
 /* GO was given, by the begin or by the callback. */
 bool bracket_may_go(const struct bracket *bracket);
 

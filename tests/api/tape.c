@@ -122,7 +122,7 @@ static void check_io(struct tape *t, const blkrepl_io *io, uint32_t lane)
     if (io->opcode > 31 || !(t->info.opcodes & BIT(io->opcode))) {
         tape_fault(t, "opcode was not declared", io);
     }
-    if (lane != 0 || io->lane != lane) {
+    if (lane >= or_else(t->lanes, 1) || io->lane != lane) {
         tape_fault(t, "lane", io);
     }
     if (io->host[0] || io->host[1] || io->host[2] || io->host[3]) {

@@ -47,6 +47,7 @@ struct tape {
     /* Set by the test. */
     blkrepl_backend_info info; /* what get_info answers                       */
     int get_info_result;
+    uint32_t lanes; /* of the context; 0: one                                 */
     uint32_t hold;
     int fail[16];         /* what a request of an opcode ends with, held or not       */
     uint32_t fail_opcode; /* and requests of one opcode that touch a range    */
