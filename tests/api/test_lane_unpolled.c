@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* A lane that nobody polls: its callbacks wait, and nothing else does.  Here it is
  * lane 2; lanes 0 and 1 are polled. */
+#include <poll.h>
+
 #include "tape.h"
 
 #define LANES 3
@@ -313,6 +315,86 @@ static void a_queued_read_of_old_data_goes_out(void **state)
     }
 }
 
+/* ---- Nobody sleeps through what it has done ---------------------------------------- */
+
+static bool readable(uint32_t lane)
+{
+    struct pollfd p = {.fd = blkrepl_poll_fd(env.ctx, lane), .events = POLLIN};
+
+    assert_true(p.fd >= 0);
+    return poll(&p, 1, 0) == 1 && (p.revents & POLLIN);
+}
+
+static void arm_polled(void)
+{
+    uint64_t deadline;
+
+    drain_polled();
+    ASSERT_CODE(blkrepl_poll_arm(env.ctx, 0, &deadline), 0);
+    ASSERT_CODE(blkrepl_poll_arm(env.ctx, 1, &deadline), 0);
+    assert_false(readable(0) || readable(1));
+}
+
+static void a_sleeper_is_woken_when_its_write_may_go(void **state)
+{
+    struct req first = {0}, second = {0};
+
+    (void)state;
+    open_disk(8, 1, 0);
+    disk.hold = BIT(WRITE);
+    ASSERT_CODE(lane_write(&first, image, 2, 0, data, BLOCK), 0);
+    ASSERT_CODE(lane_write(&second, image, 1, 0, other_data, BLOCK), 0);
+    arm_polled();
+    disk.hold = 0;
+    tape_finish_all(&disk, WRITE, 0); /* the backend's thread: nothing else moves */
+    assert_true(readable(0) || readable(1));
+    drain_polled();
+    req_assert_done(&second, 0);
+    lane_drain(&env, 2);
+    close_all();
+}
+
+static void a_sleeper_is_woken_when_there_is_room_at_the_backend(void **state)
+{
+    struct req first = {0}, second = {0};
+
+    (void)state;
+    open_disk(1, 1, 0);
+    disk.hold = BIT(READ);
+    ASSERT_CODE(lane_read(&first, image, 2, 0, data, BLOCK), 0);
+    ASSERT_CODE(lane_read(&second, image, 1, 0, other_data, BLOCK), 0);
+    arm_polled();
+    disk.hold = 0;
+    tape_finish_all(&disk, READ, 0);
+    assert_true(readable(0) || readable(1));
+    drain_polled();
+    req_assert_done(&second, 0);
+    lane_drain(&env, 2);
+    close_all();
+}
+
+static void a_sleeper_is_woken_when_a_copy_may_go(void **state)
+{
+    struct req write = {0};
+    uint8_t *expected;
+
+    (void)state;
+    open_disk(8, 1, 0);
+    disk.hold = BIT(WRITE);
+    ASSERT_CODE(lane_write(&write, image, 2, 0, data, BLOCK), 0);
+    start_backup(false);
+    arm_polled();
+    assert_true(job_info(job).state != BLKREPL_JOB_CONCLUDED);
+    expected = tape_copy(&disk);
+    memcpy(expected, data, BLOCK);
+    tape_finish_all(&disk, WRITE, 0);
+    assert_true(readable(0));
+    finish_backup(expected);
+    lane_drain(&env, 2);
+    free(expected);
+    close_all();
+}
+
 /* ---- The end ------------------------------------------------------------------------ */
 
 static void free_runs_the_callbacks_of_all_lanes(void **state)
@@ -360,6 +442,9 @@ int main(void)
         cmocka_unit_test(a_go_that_made_way_for_a_copy_comes_after_it),
         cmocka_unit_test(a_bracket_that_made_way_may_be_cancelled),
         cmocka_unit_test(a_queued_read_of_old_data_goes_out),
+        cmocka_unit_test(a_sleeper_is_woken_when_its_write_may_go),
+        cmocka_unit_test(a_sleeper_is_woken_when_there_is_room_at_the_backend),
+        cmocka_unit_test(a_sleeper_is_woken_when_a_copy_may_go),
         cmocka_unit_test(free_runs_the_callbacks_of_all_lanes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
