@@ -228,6 +228,15 @@ static void context_says_what_the_system_refuses(void **state)
     fake.mutex = (struct fault){.err = EAGAIN, .times = 1};
     refuse(&rig, &o, -ENOMEM);
     assert_int_equal(next_fd(), fd);
+    o.lane_count = 4;
+    for (unsigned made = 0; made < 4; made++) {
+        fake.eventfd = (struct fault){.err = EMFILE, .after = made, .times = 1};
+        refuse(&rig, &o, -EMFILE);
+        assert_int_equal(next_fd(), fd);
+    }
+    fake.mutex = (struct fault){.err = EAGAIN, .times = 1};
+    refuse(&rig, &o, -ENOMEM);
+    assert_int_equal(next_fd(), fd);
     hooks.entropy = NULL; /* then it is the system's */
     fake.open = (struct fault){.err = ENFILE, .times = 1};
     refuse(&rig, &o, -ENFILE);
@@ -414,6 +423,41 @@ static void context_free_leaves_callbacks_to_who_polls(void **state)
     script_fini(&script);
 }
 
+/* Each lane by itself: one that is polled keeps its callbacks for its poller. */
+static void context_free_leaves_a_lane_to_who_polls_it(void **state)
+{
+    struct rig rig = {.no_log = true};
+    struct script script;
+    struct done done[3];
+    blkrepl_image *image;
+
+    (void)state;
+    rig_open(&rig, &(blkrepl_context_options){.lane_count = 3});
+    script_init(&script, MIB);
+    image = script_open(&script, &rig);
+    for (uint32_t lane = 0; lane < 3; lane++) {
+        blkrepl_completion c = done_of(&done[lane]);
+
+        assert_int_equal(blkrepl_image_flush(image, lane, &c), 0);
+    }
+    blkrepl_image_close(image);
+    atomic_store(&rig.ctx->lanes[1].polling, true);
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_string_equal(blkrepl_error_message(), "context: 1 requests or brackets have not ended");
+    done_assert(&done[0], 0);
+    ASSERT_PENDING(&done[1]);
+    done_assert(&done[2], 0);
+    atomic_store(&rig.ctx->lanes[1].polling, false);
+    assert_int_equal(blkrepl_poll(rig.ctx, 1, 0), 1);
+    atomic_store(&rig.ctx->lanes[2].polling, true); /* not even then */
+    assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
+    assert_string_equal(blkrepl_error_message(), "context: another thread is inside a call");
+    atomic_store(&rig.ctx->lanes[2].polling, false);
+    rig_close(&rig);
+    done_assert(&done[1], 0);
+    script_fini(&script);
+}
+
 static struct machine *shut_order[2];
 static unsigned shut_count;
 
@@ -478,6 +522,7 @@ int main(void)
         cmocka_unit_test(context_free_notices_other_threads),
         cmocka_unit_test(context_free_waits_for_who_is_inside_a_backend),
         cmocka_unit_test(context_free_leaves_callbacks_to_who_polls),
+        cmocka_unit_test(context_free_leaves_a_lane_to_who_polls_it),
         cmocka_unit_test(context_free_shuts_jobs_down_once_and_wakes_pollers),
         cmocka_unit_test(context_free_frees_its_helper),
     };

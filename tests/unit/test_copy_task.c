@@ -356,6 +356,39 @@ static void task_waits_for_a_write_from_before_the_point_in_time(void **state)
     copy_rig_close(&r);
 }
 
+/* The GO of a bracket was decided, its host not told: the copy goes first. */
+static void task_goes_before_brackets_that_have_not_been_told(void **state)
+{
+    struct copy_rig r;
+    struct copy_task *task;
+    struct done go[3];
+    uint64_t token[3];
+
+    (void)state;
+    copy_rig_init(&r, 64 * KIB);
+    r.source.hold = OP(STATUS) | OP(READ);
+    copy_rig_open(&r, NULL);
+    assert_int_equal(copy_rig_begin(&r, BLKREPL_OP_WRITE, 0, 4096, &go[0], &token[0]), 0);
+    assert_int_equal(copy_rig_begin(&r, BLKREPL_OP_WRITE, 0, 512, &go[1], &token[1]), 1);
+    assert_int_equal(copy_rig_begin(&r, BLKREPL_OP_WRITE, 512, 1024, &go[2], &token[2]), 1);
+    assert_int_equal(blkrepl_write_end(r.rig.ctx, token[0], 0, NULL, 0, NULL), 0);
+    copy_rig_start(&r);
+    task = copy_rig_task(&r, 0, 1, false);
+    rig_poll(&r.rig);
+    assert_true(task->state == COPY_STATUS || task->state == COPY_READ);
+    ASSERT_PENDING(&go[1]);
+    ASSERT_PENDING(&go[2]);
+    while (r.source.waiting_count > 0) {
+        script_end(&r.source, 0, 0);
+        rig_poll(&r.rig);
+    }
+    done_assert(&go[1], 0);
+    done_assert(&go[2], 0);
+    assert_int_equal(blkrepl_write_end(r.rig.ctx, token[1], 0, NULL, 0, NULL), 0);
+    assert_int_equal(blkrepl_write_end(r.rig.ctx, token[2], 0, NULL, 0, NULL), 0);
+    copy_rig_close(&r);
+}
+
 /* Let one step of a background copy fail. */
 static void fail_step(uint32_t opcode, bool zero, uint32_t side, const char *text)
 {
@@ -594,6 +627,7 @@ int main(void)
         cmocka_unit_test(task_that_is_urgent_reads_as_a_guest_and_writes_before_other_copies),
         cmocka_unit_test(task_holds_its_range_until_read_or_until_written),
         cmocka_unit_test(task_waits_for_a_write_from_before_the_point_in_time),
+        cmocka_unit_test(task_goes_before_brackets_that_have_not_been_told),
         cmocka_unit_test(task_that_is_longer_than_its_buffer_gives_the_rest_back),
         cmocka_unit_test(task_beside_a_look_ahead_asks_for_its_own_range),
         cmocka_unit_test(task_believes_a_full_list_as_far_as_it_goes),

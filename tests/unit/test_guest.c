@@ -73,16 +73,24 @@ static void check(const struct bench *b)
     }
 }
 
-static void bench_open(struct bench *b)
+/* All lanes together have REQUESTS. */
+static void bench_open_lanes(struct bench *b, uint32_t lanes, uint32_t depth)
 {
     memset(b, 0, sizeof *b);
-    rig_open(&b->rig, &(blkrepl_context_options){.requests_max = REQUESTS});
+    rig_open(&b->rig,
+             &(blkrepl_context_options){.lane_count = lanes, .requests_max = REQUESTS / lanes});
     script_init(&b->disk, DISK);
+    b->disk.info.queue_depth = depth;
     b->disk.info.request_alignment = 512;
     b->image = script_open(&b->disk, &b->rig);
     b->tap.tap.before = fake_before;
     b->tap.tap.forget = fake_forget;
     b->tap.answer = TAP_PASS;
+}
+
+static void bench_open(struct bench *b)
+{
+    bench_open_lanes(b, 1, 0);
 }
 
 static void bench_close(struct bench *b)
@@ -121,7 +129,8 @@ static struct ranges *ranges(struct bench *b)
 
 static unsigned char memory[64 * 1024];
 
-static void write_at(struct bench *b, uint64_t offset, uint64_t bytes, struct done *done)
+static void write_on(struct bench *b, uint32_t lane, uint64_t offset, uint64_t bytes,
+                     struct done *done)
 {
     static blkrepl_iovec iovs[64];
     static unsigned next;
@@ -129,23 +138,37 @@ static void write_at(struct bench *b, uint64_t offset, uint64_t bytes, struct do
     blkrepl_completion completion = done_of(done);
 
     *iov = (blkrepl_iovec){.base = memory, .len = (size_t)bytes};
-    assert_int_equal(blkrepl_image_write(b->image, 0, offset, iov, 1, 0, &completion), 0);
+    assert_int_equal(blkrepl_image_write(b->image, lane, offset, iov, 1, 0, &completion), 0);
     check(b);
 }
 
-/* Begin a bracket that has to wait. */
-static uint64_t begin_waits(struct bench *b, uint32_t opcode, uint64_t offset, uint64_t bytes,
-                            struct done *go)
+static void write_at(struct bench *b, uint64_t offset, uint64_t bytes, struct done *done)
+{
+    write_on(b, 0, offset, bytes, done);
+}
+
+static uint64_t begin_waits_on(struct bench *b, uint32_t lane, uint32_t opcode, uint64_t offset,
+                               uint64_t bytes, struct done *go)
 {
     blkrepl_completion completion = done_of(go);
-    blkrepl_bracket what = {
-        .struct_size = sizeof what, .opcode = opcode, .offset = offset, .bytes = bytes};
+    blkrepl_bracket what = {.struct_size = sizeof what,
+                            .opcode = opcode,
+                            .offset = offset,
+                            .bytes = bytes,
+                            .lane = lane};
     uint64_t token = 0;
 
     assert_int_equal(blkrepl_write_begin(b->image, &what, &completion, &token), BLKREPL_WAIT);
     assert_true(token != 0);
     check(b);
     return token;
+}
+
+/* Begin a bracket that has to wait. */
+static uint64_t begin_waits(struct bench *b, uint32_t opcode, uint64_t offset, uint64_t bytes,
+                            struct done *go)
+{
+    return begin_waits_on(b, 0, opcode, offset, bytes, go);
 }
 
 static void guest_write_passes_through_all_phases(void **state)
@@ -798,6 +821,157 @@ static void guest_counts_keep_the_image_and_its_writes(void **state)
     bench_close(&b);
 }
 
+/* ---- Lanes that nobody polls -------------------------------------------------- */
+
+#define LANE_1 (REQUESTS / 2) /* its first slot, of two lanes */
+
+static void guest_that_another_waits_for_goes_out_with_lane_0(void **state)
+{
+    struct bench b;
+    struct done first;
+    struct done waits;
+    struct done next;
+    struct done last;
+
+    (void)state;
+    bench_open_lanes(&b, 2, 1);
+    b.disk.hold = EVERY;
+    write_at(&b, 0, 512, &first); /* all that the backend takes */
+    write_on(&b, 1, 4096, 512, &waits);
+    write_on(&b, 1, 4096, 512, &next); /* not given yet when it is waited for */
+    assert_true(guest_at(&b, LANE_1)->hastened);
+    assert_int_equal(guest_at(&b, LANE_1)->request->io.lane, 0);
+    assert_false(guest_at(&b, LANE_1 + 1)->hastened);
+    write_at(&b, 4096, 512, &last);
+    assert_true(guest_at(&b, LANE_1 + 1)->hastened);
+    assert_false(guest_at(&b, 1)->hastened);
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(b.disk.waiting[0]->lane, 0);
+        script_end(&b.disk, 0, 0);
+        rig_poll(&b.rig);
+    }
+    done_assert(&first, 0);
+    done_assert(&last, 0);
+    ASSERT_PENDING(&waits);
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 1, 0), 2);
+    done_assert(&waits, 0);
+    done_assert(&next, 0);
+    bench_close(&b);
+}
+
+static void make_way(struct bench *b, struct guest *guest)
+{
+    blkrepl__enter(b->rig.ctx);
+    blkrepl__guest_make_way(guest);
+    check(b);
+    blkrepl__leave(b->rig.ctx, 0);
+    check(b);
+}
+
+/* A bracket of lane 1 whose GO waits for a poll of its lane. */
+static struct guest *go_due(struct bench *b, struct done *go)
+{
+    struct done write;
+    struct guest *guest;
+    uint32_t hold = b->disk.hold;
+
+    b->disk.hold = EVERY;
+    write_at(b, 0, 4096, &write);
+    guest =
+        blkrepl__guest_of_token(b->rig.ctx, begin_waits_on(b, 1, BLKREPL_OP_WRITE, 0, 4096, go));
+    script_end(&b->disk, 0, 0);
+    rig_poll(&b->rig);
+    done_assert(&write, 0);
+    b->disk.hold = hold;
+    assert_int_equal(guest->phase, GUEST_GO_DUE);
+    return guest;
+}
+
+static void guest_bracket_makes_way_for_a_copy_and_passes_the_taps_again(void **state)
+{
+    struct bench b;
+    struct done go;
+    struct guest *guest;
+    uint64_t token;
+
+    (void)state;
+    bench_open_lanes(&b, 2, 0);
+    guest = go_due(&b, &go);
+    token = guest->token;
+    assert_true(guest->range.given_at != 0);
+    attach(&b); /* it was given before that */
+    b.tap.answer = TAP_WAIT;
+    make_way(&b, guest);
+    assert_int_equal(guest->phase, GUEST_TAPPED);
+    assert_int_equal(b.tap.asked, 1);
+    assert_true(guest->range.given_at == 0);
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 1, 0), 0);
+    make_way(&b, guest); /* it has */
+    assert_int_equal(guest->phase, GUEST_TAPPED);
+    b.tap.answer = TAP_PASS;
+    wake(&b, guest);
+    assert_int_equal(guest->phase, GUEST_GO_DUE);
+    assert_true(guest->range.given_at > b.tap.tap.attached_at);
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 1, 0), 1);
+    done_assert(&go, 0);
+    make_way(&b, guest); /* the host has it: too late */
+    assert_int_equal(guest->phase, GUEST_GO);
+    assert_int_equal(blkrepl_write_end(b.rig.ctx, token, 0, NULL, 0, NULL), 0);
+    detach(&b);
+    bench_close(&b);
+}
+
+/* Who waited for it looks again, and waits on. */
+static void guest_that_makes_way_keeps_its_place_before_later_writes(void **state)
+{
+    struct bench b;
+    struct done go;
+    struct done later;
+    struct guest *guest;
+    uint64_t token;
+
+    (void)state;
+    bench_open_lanes(&b, 2, 0);
+    guest = go_due(&b, &go);
+    token = guest->token;
+    write_at(&b, 0, 512, &later);
+    make_way(&b, guest);
+    rig_poll(&b.rig);
+    assert_int_equal(guest->phase, GUEST_GO_DUE); /* there was no copy */
+    ASSERT_PENDING(&later);
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 1, 0), 1);
+    ASSERT_PENDING(&later);
+    assert_int_equal(blkrepl_write_end(b.rig.ctx, token, 0, NULL, 0, NULL), 0);
+    rig_poll(&b.rig);
+    done_assert(&later, 0);
+    done_assert(&go, 0);
+    bench_close(&b);
+}
+
+static void guest_write_that_is_in_the_way_of_a_copy_goes_out_with_lane_0(void **state)
+{
+    struct bench b;
+    struct done first;
+    struct done write;
+
+    (void)state;
+    bench_open_lanes(&b, 2, 1);
+    b.disk.hold = EVERY;
+    write_at(&b, 0, 512, &first);
+    write_on(&b, 1, 4096, 512, &write);
+    make_way(&b, guest_at(&b, LANE_1));
+    assert_int_equal(guest_at(&b, LANE_1)->phase, GUEST_GIVEN);
+    assert_int_equal(guest_at(&b, LANE_1)->request->io.lane, 0);
+    while (b.disk.waiting_count > 0) {
+        script_end(&b.disk, 0, 0);
+        rig_poll(&b.rig);
+    }
+    assert_int_equal(b.disk.note_count, 2);
+    assert_int_equal(blkrepl_poll(b.rig.ctx, 1, 0), 1);
+    done_assert(&write, 0);
+    bench_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -825,6 +999,10 @@ int main(void)
         cmocka_unit_test(guest_token_is_an_id_that_goes_stale),
         cmocka_unit_test(guest_slots_that_are_all_in_use_announce_room),
         cmocka_unit_test(guest_counts_keep_the_image_and_its_writes),
+        cmocka_unit_test(guest_that_another_waits_for_goes_out_with_lane_0),
+        cmocka_unit_test(guest_bracket_makes_way_for_a_copy_and_passes_the_taps_again),
+        cmocka_unit_test(guest_that_makes_way_keeps_its_place_before_later_writes),
+        cmocka_unit_test(guest_write_that_is_in_the_way_of_a_copy_goes_out_with_lane_0),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

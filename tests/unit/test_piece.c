@@ -17,6 +17,7 @@ struct shape {
     uint32_t iovs;
     uint64_t transfer;
     uint64_t zeroes;
+    uint32_t depth;
 };
 
 struct bench {
@@ -34,8 +35,9 @@ static void bench_open(struct bench *b, const struct shape *shape)
 {
     memset(b, 0, sizeof *b);
     b->shape = *shape;
-    rig_open(&b->rig, &(blkrepl_context_options){.requests_max = 32});
+    rig_open(&b->rig, &(blkrepl_context_options){.lane_count = 2, .requests_max = 32});
     script_init(&b->disk, shape->bytes);
+    b->disk.info.queue_depth = shape->depth;
     b->disk.info.request_alignment = shape->alignment;
     b->disk.info.memory_alignment = shape->memory;
     b->disk.info.iov_count_max = shape->iovs;
@@ -345,6 +347,48 @@ static void piece_waits_for_a_buffer_and_the_first_that_waits_gets_it(void **sta
     bench_close(&b);
 }
 
+/* All that have a buffer are told, and those that get one while others wait. */
+static void piece_with_a_buffer_that_others_wait_for_goes_out_with_lane_0(void **state)
+{
+    struct bench b;
+    struct done done[LEAF_BOUNCE_COUNT + 3];
+    struct guest *guests;
+
+    (void)state;
+    bench_open(&b, &(struct shape){.bytes = 32768, .alignment = 512, .depth = 1});
+    guests = b.rig.ctx->guests;
+    b.disk.hold = EVERY;
+    b.iov[0] = (blkrepl_iovec){b.memory, 10};
+    for (unsigned i = 0; i < LEAF_BOUNCE_COUNT + 3; i++) {
+        blkrepl_completion c = done_of(&done[i]);
+
+        assert_int_equal(blkrepl_image_read(b.image, 1, i * 512, b.iov, 1, 0, &c), 0);
+        if (i < LEAF_BOUNCE_COUNT) {
+            assert_false(guests[32 + i].hastened);
+        }
+    }
+    for (unsigned i = 0; i < LEAF_BOUNCE_COUNT + 3; i++) {
+        assert_int_equal(guests[32 + i].hastened, i < LEAF_BOUNCE_COUNT);
+    }
+    while (b.disk.waiting_count > 0) { /* by polls of lane 0 */
+        bool first = b.disk.note_count == 1;
+
+        assert_int_equal(b.disk.waiting[0]->lane, first ? 1 : 0);
+        script_end(&b.disk, 0, 0);
+        rig_poll(&b.rig);
+    }
+    assert_int_equal(guests[32 + LEAF_BOUNCE_COUNT].hastened, true);
+    assert_int_equal(guests[32 + LEAF_BOUNCE_COUNT + 1].hastened, true);
+    assert_false(guests[32 + LEAF_BOUNCE_COUNT + 2].hastened); /* nobody waits any more */
+    while (blkrepl_poll(b.rig.ctx, 1, 0) > 0 || b.disk.waiting_count > 0) {
+        script_end_all(&b.disk);
+    }
+    for (unsigned i = 0; i < LEAF_BOUNCE_COUNT + 3; i++) {
+        done_assert(&done[i], 0);
+    }
+    bench_close(&b);
+}
+
 static void piece_takes_the_data_of_a_write_when_it_patches_not_before(void **state)
 {
     struct bench b;
@@ -556,6 +600,7 @@ int main(void)
         cmocka_unit_test(piece_that_fails_ends_the_request_and_gives_its_buffer_back),
         cmocka_unit_test(piece_of_data_that_is_refused_fails),
         cmocka_unit_test(piece_waits_for_a_buffer_and_the_first_that_waits_gets_it),
+        cmocka_unit_test(piece_with_a_buffer_that_others_wait_for_goes_out_with_lane_0),
         cmocka_unit_test(piece_takes_the_data_of_a_write_when_it_patches_not_before),
         cmocka_unit_test(piece_of_zeroes_that_is_refused_goes_by_buffers_from_then_on),
         cmocka_unit_test(piece_of_zeroes_without_fallback_is_refused_as_the_backend_does),

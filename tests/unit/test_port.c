@@ -148,6 +148,14 @@ static struct request *submit_guest(struct bench *b, uint32_t lane)
     return request;
 }
 
+static struct request *submit_read(struct bench *b, uint32_t lane)
+{
+    struct request *request = take(b);
+
+    blkrepl__port_submit_read(&b->port, request, lane);
+    return request;
+}
+
 static struct request *submit_job(struct bench *b, bool urgent)
 {
     struct request *request = take(b);
@@ -537,6 +545,183 @@ static void port_that_is_not_dropped_is_never_closed(void **state)
     bench_free(b);
 }
 
+/* ---- Lanes that nobody polls -------------------------------------------------- */
+
+static void port_job_leaves_the_only_place_to_other_lanes_for_a_while(void **state)
+{
+    struct bench *b = bench_open(1);
+    struct request *first = submit_guest(b, 0);
+    struct request *guest;
+    struct request *job;
+
+    (void)state;
+    flush_all(b);
+    guest = submit_guest(b, 1); /* nobody will flush its lane */
+    job = submit_job(b, false);
+    assert_true(list_empty(&b->ctx.yielding)); /* there is no place to leave */
+    end(b, first);
+    for (int round = 0; round < 2; round++) {
+        for (int polls = 0; polls < 64; polls++) {
+            assert_true(list_empty(&b->ctx.job_queues));
+            assert_false(list_empty(&b->ctx.yielding));
+            blkrepl__port_help_lanes(&b->ctx);
+        }
+        assert_true(list_empty(&b->ctx.yielding));
+        assert_true(flush(&b->ctx.job_queues)); /* the last one has lost its patience */
+        assert_true(live(job) && !live(guest));
+        end(b, job);
+        job = submit_job(b, true); /* the next waits as long */
+    }
+    flush(&b->lanes[1].queues);
+    assert_true(live(guest));
+    end(b, guest);
+    assert_true(list_empty(&b->ctx.yielding)); /* no guest is about */
+    flush_all(b);
+    assert_true(live(job));
+    bench_free(b);
+}
+
+static void port_job_leaves_nothing_where_it_has_half(void **state)
+{
+    struct bench *b = bench_open(2);
+    struct request *job;
+
+    (void)state;
+    submit_guest(b, 1);
+    job = submit_job(b, false);
+    submit_job(b, false);
+    assert_true(list_empty(&b->ctx.yielding));
+    while (flush(&b->ctx.job_queues)) {
+    }
+    assert_true(live(job));
+    assert_int_equal(b->port.job_in_flight, 1);
+    bench_free(b);
+}
+
+static void port_job_stops_yielding_when_the_guest_is_taken_back(void **state)
+{
+    struct bench *b = bench_open(1);
+    struct request *guest = submit_guest(b, 1);
+    struct request *job = submit_job(b, false);
+
+    (void)state;
+    assert_false(list_empty(&b->ctx.yielding));
+    assert_true(blkrepl__port_withdraw(guest));
+    assert_true(list_empty(&b->ctx.yielding));
+    flush_all(b);
+    assert_true(live(job));
+    bench_free(b);
+}
+
+static void port_job_that_is_taken_back_yields_no_more(void **state)
+{
+    struct bench *b = bench_open(1);
+    struct request *guest = submit_guest(b, 1);
+    struct request *job = submit_job(b, false);
+
+    (void)state;
+    assert_true(blkrepl__port_withdraw(job));
+    assert_true(list_empty(&b->ctx.yielding));
+    flush_all(b);
+    assert_true(live(guest));
+    bench_free(b);
+}
+
+static void port_reads_of_old_data_go_before_other_requests_of_their_lane(void **state)
+{
+    struct bench *b = bench_open(64);
+    struct request *plain = submit_guest(b, 1);
+    struct request *first = submit_read(b, 1);
+    struct request *second = submit_read(b, 1);
+
+    (void)state;
+    assert_false(first->job); /* they are no part of the jobs' half */
+    flush_all(b);
+    assert_true(b->given[0] == first->io.id && b->given[1] == second->io.id);
+    assert_true(b->given[2] == plain->io.id);
+    assert_int_equal(first->io.lane, 1);
+    bench_free(b);
+}
+
+static void port_lane_0_takes_over_reads_of_old_data_and_nothing_else(void **state)
+{
+    struct bench *b = bench_open(64);
+    struct request *plain = submit_guest(b, 1);
+    struct request *waits = submit_guest(b, 0);
+    struct request *first;
+    struct request *second;
+
+    (void)state;
+    assert_true(list_empty(&b->ctx.strays));
+    first = submit_read(b, 1);
+    second = submit_read(b, 1);
+    assert_false(list_empty(&b->ctx.strays));
+    blkrepl__port_help_lanes(&b->ctx);
+    assert_true(list_empty(&b->ctx.strays));
+    assert_int_equal(first->io.lane + second->io.lane, 0);
+    assert_int_equal(b->port.guest_waiting, 4);
+    flush(&b->lanes[0].queues);
+    assert_true(b->given[0] == first->io.id && b->given[1] == second->io.id);
+    assert_true(b->given[2] == waits->io.id && !live(plain));
+    assert_false(list_empty(&b->lanes[1].queues));
+    flush_all(b);
+    assert_int_equal(plain->io.lane, 1);
+    bench_free(b);
+}
+
+static void port_read_that_finds_no_room_becomes_a_stray_when_there_is(void **state)
+{
+    struct bench *b = bench_open(1);
+    struct request *given = submit_guest(b, 0);
+    struct request *read;
+
+    (void)state;
+    flush_all(b);
+    read = submit_read(b, 1);
+    submit_read(b, 0); /* lane 0 has no strays */
+    assert_true(list_empty(&b->ctx.strays));
+    end(b, given);
+    assert_ptr_equal(b->ctx.strays.next, &b->guest[1].aside);
+    assert_ptr_equal(b->ctx.strays.prev, &b->guest[1].aside);
+    assert_true(blkrepl__port_withdraw(read));
+    assert_true(list_empty(&b->ctx.strays));
+    assert_true(list_empty(&b->lanes[1].queues));
+    bench_free(b);
+}
+
+static void port_hastens_what_is_queued_on_another_lane(void **state)
+{
+    struct bench *b = bench_open(1);
+    struct request *given = submit_guest(b, 1);
+    struct request *requests[3];
+    struct request *own;
+
+    (void)state;
+    flush_all(b);
+    own = submit_guest(b, 0);
+    for (int i = 0; i < 3; i++) {
+        requests[i] = submit_guest(b, 1);
+    }
+    blkrepl__port_hasten(given); /* the backend has it */
+    assert_int_equal(given->io.lane, 1);
+    blkrepl__port_hasten(own);
+    blkrepl__port_hasten(requests[1]);
+    blkrepl__port_hasten(requests[1]);
+    assert_true(requests[1]->queued && requests[1]->io.lane == 0);
+    assert_int_equal(b->port.guest_waiting, 4);
+    end(b, given);
+    flush(&b->lanes[0].queues);
+    assert_true(live(own) && !live(requests[1]));
+    end(b, own);
+    flush(&b->lanes[0].queues);
+    assert_true(live(requests[1]));
+    end(b, requests[1]);
+    assert_true(list_empty(&b->lanes[0].queues));
+    flush_all(b);
+    assert_true(live(requests[0]) && requests[0]->io.lane == 1);
+    bench_free(b);
+}
+
 /* ---- A random walk against the invariants ----------------------------------- */
 
 struct walk {
@@ -560,6 +745,26 @@ static void walk_count(struct walk *w)
     }
 }
 
+static bool queue_waits(const struct port_queue *queue)
+{
+    return !list_empty(&queue->waiting) || !list_empty(&queue->first);
+}
+
+/* Who is on a list aside, for lane 0 to see; nobody holds a queue. */
+static void walk_check_aside(const struct walk *w, bool yields)
+{
+    const struct port *port = &w->b->port;
+    bool idle = w->guest_flying + w->job_flying == 0;
+
+    for (int lane = 0; lane < LANES; lane++) {
+        assert_int_equal(list_linked(&w->b->guest[lane].aside),
+                         lane > 0 && list_linked(&w->b->guest[lane].link) &&
+                             !list_empty(&w->b->guest[lane].first));
+    }
+    assert_int_equal(list_linked(&port->job.aside),
+                     w->job_waiting > 0 && idle && yields && !list_linked(&port->job.link));
+}
+
 static void walk_check(struct walk *w, bool gave_job)
 {
     const struct port *port = &w->b->port;
@@ -577,28 +782,51 @@ static void walk_check(struct walk *w, bool gave_job)
     beside = w->guest_flying + w->guest_waiting > 0;
     yields = depth == 1 && w->guest_waiting > 0 && port->yields < 64;
     if (gave_job) { /* invariant 2 */
-        assert_true(list_empty(&port->guest[0].waiting));
+        assert_false(queue_waits(&port->guest[0]));
         assert_true(!beside || w->job_flying <= half);
     }
     room = w->guest_flying + w->job_flying < depth; /* invariant 4; nobody holds a queue */
     for (int lane = 0; lane < LANES; lane++) {
         assert_int_equal(list_linked(&w->b->guest[lane].link),
-                         room && !list_empty(&w->b->guest[lane].waiting));
+                         room && queue_waits(&w->b->guest[lane]));
     }
-    assert_int_equal(list_linked(&port->job.link),
-                     room && w->job_waiting > 0 && list_empty(&port->guest[0].waiting) && !yields &&
-                         (!beside || w->job_flying < half));
+    assert_int_equal(list_linked(&port->job.link), room && w->job_waiting > 0 &&
+                                                       !queue_waits(&port->guest[0]) && !yields &&
+                                                       (!beside || w->job_flying < half));
+    walk_check_aside(w, yields);
 }
 
 static void walk_submit(struct walk *w)
 {
     struct bench *b = w->b;
-    uint64_t kind = rng_below(&w->rng, 4);
+    uint64_t kind = rng_below(&w->rng, 6);
 
     if (b->queued_count < 40) {
-        b->queued[b->queued_count] =
-            kind < 2 ? submit_guest(b, (uint32_t)kind) : submit_job(b, kind == 3);
+        b->queued[b->queued_count] = kind < 2   ? submit_guest(b, (uint32_t)kind)
+                                     : kind < 4 ? submit_read(b, (uint32_t)kind - 2)
+                                                : submit_job(b, kind == 5);
         b->queued_count++;
+    }
+}
+
+/* What lane 0 does for others, and what others ask of it. */
+static void walk_help(struct walk *w)
+{
+    struct bench *b = w->b;
+    uint64_t what = rng_below(&w->rng, 3);
+
+    if (what == 0 && b->queued_count > 0) {
+        struct request *request = b->queued[rng_below(&w->rng, b->queued_count)];
+
+        if (!request->job) {
+            blkrepl__port_hasten(request);
+            assert_true(!request->queued || request->io.lane == 0);
+        }
+    } else {
+        for (uint64_t polls = what == 1 ? 1 : 100; polls > 0; polls--) {
+            blkrepl__port_help_lanes(&b->ctx);
+        }
+        assert_true(list_empty(&b->ctx.strays));
     }
 }
 
@@ -634,7 +862,7 @@ static void port_invariants_hold_on_a_random_walk(void **state)
     for (uint32_t depth = 1; depth <= 9; depth += 2) {
         w.b = bench_open(depth);
         for (unsigned i = 0; i < steps / 5; i++) {
-            uint64_t what = rng_below(&w.rng, 8);
+            uint64_t what = rng_below(&w.rng, 9);
             unsigned before = w.b->port.job_in_flight;
             bool flushed_job = false;
 
@@ -645,6 +873,8 @@ static void port_invariants_hold_on_a_random_walk(void **state)
                 walk_remove(&w);
             } else if (what < 7) {
                 flush(&w.b->lanes[what - 5].queues);
+            } else if (what == 8) {
+                walk_help(&w);
             } else {
                 flush(&w.b->ctx.job_queues);
                 flushed_job = w.b->port.job_in_flight > before;
@@ -674,6 +904,14 @@ int main(void)
         cmocka_unit_test(port_is_closed_last_and_once),
         cmocka_unit_test(port_is_not_closed_while_a_thread_is_inside),
         cmocka_unit_test(port_that_is_not_dropped_is_never_closed),
+        cmocka_unit_test(port_job_leaves_the_only_place_to_other_lanes_for_a_while),
+        cmocka_unit_test(port_job_leaves_nothing_where_it_has_half),
+        cmocka_unit_test(port_job_stops_yielding_when_the_guest_is_taken_back),
+        cmocka_unit_test(port_job_that_is_taken_back_yields_no_more),
+        cmocka_unit_test(port_reads_of_old_data_go_before_other_requests_of_their_lane),
+        cmocka_unit_test(port_lane_0_takes_over_reads_of_old_data_and_nothing_else),
+        cmocka_unit_test(port_read_that_finds_no_room_becomes_a_stray_when_there_is),
+        cmocka_unit_test(port_hastens_what_is_queued_on_another_lane),
         cmocka_unit_test(port_invariants_hold_on_a_random_walk),
     };
 
