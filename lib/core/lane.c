@@ -155,19 +155,21 @@ void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane)
 void blkrepl__lane_pass_on(struct blkrepl_context *ctx, struct request *request)
 {
     struct lane *lane = &ctx->lanes[request->io.lane];
+    bool others;
 
     request->inbox_next = atomic_load_explicit(&lane->inbox, memory_order_relaxed);
     while (!atomic_compare_exchange_weak(&lane->inbox, &request->inbox_next, request)) {
     }
     /* If the slot is somebody else's by now the request has been seen to. */
-    if (!atomic_load(&request->quick)) {
+    others = !atomic_load(&request->quick);
+    if (others) {
         atomic_store(&ctx->attention, true);
         atomic_store(&ctx->recorded, true);
-        if (atomic_load(&request->awaited) || atomic_load(&ctx->starved) > 0) {
-            lane_wake(&ctx->lanes[0]);
-        }
+        others = atomic_load(&request->awaited) || atomic_load(&ctx->starved) > 0;
     }
-    lane_wake(lane);
+    if (!lane_wake(lane) && others) {
+        lane_wake(&ctx->lanes[0]); /* nobody may ever come for this lane */
+    }
 }
 
 void blkrepl__lane_collect_frame(struct blkrepl_context *ctx, struct lane *lane,

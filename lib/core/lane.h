@@ -70,12 +70,15 @@ static inline bool lane_quick_waits(const struct lane *lane)
            !list_empty(&lane->arrived) || atomic_load(&lane->inbox) != NULL;
 }
 
-/* Wake the thread that sleeps on the lane, if one does.  Without a lock. */
-static inline void lane_wake(struct lane *lane)
+/* Wake the thread that sleeps on the lane; false if none does.  Without a lock. */
+static inline bool lane_wake(struct lane *lane)
 {
-    if (UNLIKELY(atomic_load(&lane->armed)) && atomic_exchange(&lane->armed, false)) {
+    bool sleeps = UNLIKELY(atomic_load(&lane->armed)) && atomic_exchange(&lane->armed, false);
+
+    if (sleeps) {
         blkrepl__wake_signal(&lane->wake);
     }
+    return sleeps;
 }
 
 #endif
