@@ -253,6 +253,7 @@ static bool lane_must_wake(struct blkrepl_context *ctx, uint32_t number)
     if (LIKELY(!atomic_load_explicit(&lane->armed, memory_order_relaxed))) {
         return false;
     }
+    /* Timers are lane 0's: another lane has not been told of any deadline. */
     if (!blkrepl__lane_busy(ctx, number) &&
         (number > 0 || blkrepl__timer_next(&ctx->timers) >= lane->armed_deadline_ns)) {
         return false;

@@ -257,6 +257,27 @@ static void a_wake_is_for_one_lane(void **state)
     }
 }
 
+/* The thread of the lane does that, when it wakes. */
+static void a_wake_gives_nothing_to_a_backend(void **state)
+{
+    struct req first = {0}, second = {0};
+
+    (void)state;
+    disk.hold = BIT(WRITE);
+    ASSERT_CODE(lane_write(&first, image, 1, 0, data, BLOCK), 0);
+    ASSERT_CODE(lane_write(&second, image, 2, 0, data, BLOCK), 0);
+    tape_finish_all(&disk, 0, 0);
+    lane_drain(&env, 1); /* now the other one may go */
+    assert_int_equal(tape_submitted(&disk, WRITE), 1);
+    ASSERT_CODE(blkrepl_poll_wake(env.ctx, 2), 0);
+    assert_int_equal(tape_submitted(&disk, WRITE), 1);
+    lane_drain(&env, 2);
+    assert_int_equal(tape_submitted(&disk, WRITE), 2);
+    tape_finish_all(&disk, 0, 0);
+    drain_others(LANES);
+    req_assert_done(&second, 0);
+}
+
 /* Lane 3's write lets lane 1's go: both have something to report. */
 static void a_lane_wakes_for_what_another_one_has_done(void **state)
 {
@@ -540,6 +561,38 @@ static void no_job_moves_in_polls_of_other_lanes(void **state)
     tape_close(&copy);
 }
 
+/* A timer is none of their business. */
+static void deadlines_are_those_of_lane_0(void **state)
+{
+    uint8_t *start = tape_copy(&disk);
+    blkrepl_job *job = start_backup();
+    struct req req = {0};
+    uint64_t deadline;
+
+    (void)state;
+    ASSERT_CODE(blkrepl_job_set_speed(job, 1), 0);
+    for (int i = 0; i < 50; i++) {
+        poll_once(0);
+    }
+    for (uint32_t lane = 0; lane < LANES; lane++) {
+        poll_once(lane);
+        ASSERT_CODE(blkrepl_poll_arm(env.ctx, lane, &deadline), 0);
+        assert_int_equal(deadline == BLKREPL_FOREVER, lane > 0);
+    }
+    writing = true;
+    ASSERT_CODE(lane_read(&req, image, 1, 0, other_data, BLOCK), 0);
+    writing = false;
+    assert_readable_is_only(1); /* the read was done inside the call */
+    poll_once(1);
+    req_assert_done(&req, 0);
+    assert_readable_is_only(LANES);
+    ASSERT_CODE(blkrepl_job_set_speed(job, 0), 0);
+    finish_backup(job, start);
+    free(start);
+    tear_down(NULL);
+    tape_close(&copy);
+}
+
 /* ---- The edges --------------------------------------------------------------------------- */
 
 static void assert_no_such_lane(uint32_t lane)
@@ -675,6 +728,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(requests_max_and_room_are_of_each_lane, set_up, tear_down),
         cmocka_unit_test_setup_teardown(each_lane_has_a_descriptor_of_its_own, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_wake_is_for_one_lane, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_wake_gives_nothing_to_a_backend, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_lane_wakes_for_what_another_one_has_done, set_up,
                                         tear_down),
         cmocka_unit_test(each_lane_is_polled_by_a_thread_of_its_own),
@@ -684,6 +738,7 @@ int main(void)
         cmocka_unit_test_setup(a_job_is_served_by_lane_0_and_old_data_by_the_lane_of_the_write,
                                set_up_only),
         cmocka_unit_test_setup(no_job_moves_in_polls_of_other_lanes, set_up_only),
+        cmocka_unit_test_setup(deadlines_are_those_of_lane_0, set_up_only),
         cmocka_unit_test_setup_teardown(a_lane_that_does_not_exist_is_refused_everywhere, set_up,
                                         tear_down),
         cmocka_unit_test(there_may_be_256_lanes),
