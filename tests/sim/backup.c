@@ -22,6 +22,8 @@ static void backup_release(void *user)
     EXPECT(!sim.gone && backup->release_count == 0, "backup %llu: a wrong release", number(backup));
     EXPECT(!backup->created || backup->freed, "backup %llu released before its handle was",
            number(backup));
+    EXPECT(!backup->created || lanes_in_poll(0), "backup %llu released outside of polls of lane 0",
+           number(backup));
     backup->release_count++;
     inside(INSIDE_JOB_RELEASE);
 }
@@ -344,12 +346,23 @@ static void verb_do(struct backup *backup, enum verb verb)
            "a job that was never started is still there after cancel");
 }
 
+/* Is it paused?  What is called inside the query may change that. */
+static void learn_paused(struct backup *backup)
+{
+    uint64_t seq;
+
+    do {
+        seq = sim.seq;
+        backup->paused = (backup_query(backup).flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
+    } while (sim.seq != seq && backup->job != NULL);
+}
+
 static void backup_drop(struct backup *backup)
 {
     blkrepl_job *job = backup->job;
 
     EVENT("backup %n: its handle is freed", number(backup));
-    backup->paused = (backup_query(backup).flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
+    learn_paused(backup);
     if (backup->job == NULL) { /* freed by a call from inside the query */
         return;
     }
@@ -428,7 +441,7 @@ static bool backup_over(const struct backup *b)
 void backup_check_cancelled(void)
 {
     for (int i = 0; i < 5; i++) {
-        sim_poll();
+        lanes_poll(0);
     }
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         struct backup *b = &sim.backups[i];

@@ -217,6 +217,7 @@ struct ghost {
 static struct ghost ghosts[GHOSTS_MAX];
 static uint32_t ghost_count;
 static uint8_t ghost_memory[GHOST_BYTES];
+static uint32_t ghost_lanes[LANES_MAX] = {0, 1, 2, 3, 4};
 static blkrepl_iovec ghost_iovs[GHOST_BYTES + 1]; /* by length                    */
 
 static int ghost_get_info(void *user, blkrepl_backend_info *info)
@@ -233,10 +234,13 @@ static void ghost_submit(void *user, uint32_t lane, blkrepl_io *const *ios, uint
 {
     const struct ghost *ghost = user;
 
-    EXPECT(lane == 0 && ghost->opened && !ghost->closed, "a submit to a ghost");
+    EXPECT((lane == 0 || sim.entry.kind == ENTRY_FREE || sim.entry.lane == lane) && ghost->opened &&
+               !ghost->closed,
+           "a submit to a ghost, of lane %u", lane);
     for (uint32_t i = 0; i < count; i++) {
         const blkrepl_io *io = ios[i];
 
+        EXPECT(io->lane == lane, "a request of lane %u to a ghost", io->lane);
         EXPECT(io->opcode <= BLKREPL_OP_STATUS && (ghost->info.opcodes & OPCODE(io->opcode)) != 0,
                "opcode %u was not declared", io->opcode);
         EXPECT(io->offset <= ghost->info.bytes && io->bytes <= ghost->info.bytes - io->offset,
@@ -257,6 +261,7 @@ static void ghost_close(void *user)
     struct ghost *ghost = user;
 
     EXPECT(ghost->opened && !ghost->closed && ghost->image == NULL, "a wrong close of a ghost");
+    lanes_close();
     ghost->closed = true;
 }
 
@@ -270,10 +275,14 @@ static void ghost_release(void *user)
 
 static void ghost_done(void *user, int result)
 {
-    EXPECT(user == ghosts && sim.depth > 0 && !sim.gone, "a wrong completion of a ghost");
+    const uint32_t *lane = user;
+
+    EXPECT(sim.depth > 0 && !sim.gone && lanes_in_poll(*lane), "a wrong completion of a ghost");
     EXPECT(result == 0, "a request to a ghost ended with %d", result);
     sim.callbacks++;
     sim.pending--;
+    sim.lane_pending[*lane]--;
+    sim.ghosts_pending[*lane]--;
 }
 
 static bool is_unit(uint32_t value, uint32_t most)
@@ -366,7 +375,9 @@ static uint64_t most_bytes(const blkrepl_backend_info *info)
 /* A request at the far end, where numbers are large. */
 static void ghost_request(struct ghost *ghost)
 {
-    blkrepl_completion done = {.fn = ghost_done, .user = ghosts};
+    uint32_t lane = lanes_draw();
+    blkrepl_completion done = {.fn = ghost_done, .user = &ghost_lanes[lane]};
+    struct entry outer;
     uint64_t bytes = rng_below(GHOST_BYTES + 1);
     uint64_t offset = ghost->info.bytes;
     blkrepl_iovec *iov;
@@ -379,15 +390,21 @@ static void ghost_request(struct ghost *ghost)
     offset -= bytes;
     offset -= rng_chance(50) && offset > 0 ? rng_below(offset < 9000 ? offset : 9000) : 0;
     sim.pending++;
+    sim.lane_pending[lane]++;
+    sim.ghosts_pending[lane]++;
+    outer = lanes_enter(ENTRY_CALL, lane);
     switch (rng_below(4)) {
-    case 0: answer = blkrepl_image_write(ghost->image, 0, offset, iov, 1, 0, &done); break;
-    case 1: answer = blkrepl_image_write_zeroes(ghost->image, 0, offset, bytes, 0, &done); break;
-    case 2: answer = blkrepl_image_discard(ghost->image, 0, offset, bytes, 0, &done); break;
-    default: answer = blkrepl_image_read(ghost->image, 0, offset, iov, 1, 0, &done); break;
+    case 0: answer = blkrepl_image_write(ghost->image, lane, offset, iov, 1, 0, &done); break;
+    case 1: answer = blkrepl_image_write_zeroes(ghost->image, lane, offset, bytes, 0, &done); break;
+    case 2: answer = blkrepl_image_discard(ghost->image, lane, offset, bytes, 0, &done); break;
+    default: answer = blkrepl_image_read(ghost->image, lane, offset, iov, 1, 0, &done); break;
     }
+    sim.entry = outer;
     EVENT("a ghost gets %n+%n: %r", offset, bytes, NEGATED(answer));
     sim.pending -= answer < 0;
-    sim.room_expected = sim.room_expected || answer == -EAGAIN;
+    sim.lane_pending[lane] -= answer < 0;
+    sim.ghosts_pending[lane] -= answer < 0;
+    sim.room_expected[lane] = sim.room_expected[lane] || answer == -EAGAIN;
     EXPECT(answer == 0 || answer == -EAGAIN || (answer == -ESHUTDOWN && sim.shutdown) ||
                (answer == -EROFS && (ghost->info.flags & BLKREPL_BACKEND_READ_ONLY) != 0),
            "%llu+%llu of a ghost answered %d: %s", (ull)offset, (ull)bytes, answer,
@@ -428,6 +445,7 @@ static int ghost_open(struct ghost *ghost)
 static void contract_ghost(void)
 {
     struct ghost *ghost = &ghosts[ghost_count];
+    struct entry outer;
     blkrepl_image *image;
     bool sane;
     int answer;
@@ -455,7 +473,9 @@ static void contract_ghost(void)
     }
     image = ghost->image;
     ghost->image = NULL;
+    outer = lanes_enter(ENTRY_CLOSE, 0);
     blkrepl_image_close(image);
+    sim.entry = outer;
 }
 
 /* ---- The part ------------------------------------------------------------------- */
@@ -475,14 +495,18 @@ static void contract_act(void)
 /* From inside a backend, which may complete what belongs to another one. */
 void contract_inside(void)
 {
+    struct entry outer;
+
     if (sim.quiet || !rng_chance(sim.options.contract_percent)) {
         return;
     }
+    outer = lanes_enter(ENTRY_HOST, 0);
     if (rng_chance(30)) {
         disk_progress(&sim.disks[rng_below(sim.options.disks)]);
     } else {
         contract_act();
     }
+    sim.entry = outer;
 }
 
 static void contract_draw(void)

@@ -385,13 +385,18 @@ static void accept_io(struct disk *disk, blkrepl_io *io)
 
     EVENT("disk %n gets %o %n+%n, id %n", disk->index, io->opcode, io->offset, io->bytes, io->id);
     EXPECT(!disk->closed && !sim.gone, "submit after close");
-    EXPECT(io->struct_size >= sizeof *io && io->id != 0 && io->lane == 0, "bad io");
+    EXPECT(io->struct_size >= sizeof *io && io->id != 0, "bad io");
     EXPECT(io->host[0] == NULL && io->host[1] == NULL && io->host[2] == NULL && io->host[3] == NULL,
            "host[] is not 0 at submit");
     oracle_backend_submit(disk, io);
     io->host[0] = disk;
-    *r = (struct disk_request){
-        .io = io, .id = io->id, .seq = sim.seq, .op = io->opcode, .flags = io->flags, .owner = -1};
+    *r = (struct disk_request){.io = io,
+                               .id = io->id,
+                               .seq = sim.seq,
+                               .op = io->opcode,
+                               .flags = io->flags,
+                               .lane = io->lane,
+                               .owner = -1};
     if (io->opcode != BLKREPL_OP_FLUSH) {
         r->offset = io->offset;
         r->bytes = io->bytes;
@@ -406,7 +411,7 @@ static void backend_submit(void *user, uint32_t lane, blkrepl_io *const *ios, ui
 {
     struct disk *disk = user;
 
-    EXPECT(lane == 0 && count > 0, "submit: lane %u count %u", lane, count);
+    lanes_submit(disk, lane, ios, count);
     for (uint32_t i = 0; i < count; i++) {
         accept_io(disk, ios[i]);
     }
@@ -420,6 +425,7 @@ static void backend_submit(void *user, uint32_t lane, blkrepl_io *const *ios, ui
     }
     contract_inside();
     inside(INSIDE_SUBMIT);
+    lanes_submitted(disk, lane);
 }
 
 static void backend_cancel(void *user, uint64_t id)
@@ -452,6 +458,7 @@ static void backend_close(void *user)
     EXPECT(!disk->closed && !sim.gone, "close twice, or after context_free");
     EXPECT(disk->in_flight == 0, "close with %u in flight", disk->in_flight);
     EXPECT(disk->image == NULL, "close with the handle open");
+    lanes_close();
     disk->closed = true;
     contract_inside();
     inside(INSIDE_CLOSE);
@@ -463,6 +470,7 @@ static void image_release(void *user)
 
     EXPECT(!disk->released, "image user released twice");
     EXPECT(disk->image == NULL, "image user released with the handle open");
+    EXPECT(!disk->opened || lanes_in_poll(0), "image user released outside of polls of lane 0");
     disk->released = true;
     inside(INSIDE_IMAGE_RELEASE);
 }
@@ -509,11 +517,14 @@ static void disk_open(struct disk *disk)
 void disk_close_handle(struct disk *disk)
 {
     blkrepl_image *image = disk->image;
+    struct entry outer;
 
     EVENT("the handle of image %n is closed", disk->index);
     disk->image = NULL;
     inside_calls(CALL_CLOSE);
+    outer = lanes_enter(ENTRY_CLOSE, 0);
     blkrepl_image_close(image);
+    sim.entry = outer;
 }
 
 static uint32_t pending_on(const struct disk *disk)

@@ -53,17 +53,19 @@ void request_fill(const struct request *request, uint8_t *out)
 
 /* ---- The life of a request -------------------------------------------------- */
 
-static struct request *request_new(struct disk *disk, uint32_t op)
+static struct request *request_new(struct disk *disk, uint32_t op, uint32_t lane)
 {
     struct request *r = &sim.requests[sim.request_count];
 
     memset(r, 0, sizeof *r);
     r->disk = disk;
     r->op = op;
+    r->lane = lane;
     r->tag = rng_chance(12) ? 0 : sim.request_count % 251 + 1;
     r->no_release = rng_chance(15);
     sim.active[sim.active_count++] = (int)sim.request_count++;
-    r->others = sim.pending++;
+    r->others = sim.lane_pending[lane]++;
+    r->alone = sim.pending++ == 0;
     return r;
 }
 
@@ -78,6 +80,7 @@ static void request_over(struct request *r, int result)
     }
     sim.active_count = kept;
     sim.pending--;
+    sim.lane_pending[r->lane]--;
     r->state = REQUEST_OVER;
     r->result = result;
     r->done_seq = sim.seq;
@@ -95,17 +98,20 @@ static uint8_t *arena_take(uint64_t bytes)
     return sim.arena + at;
 }
 
-static void callback_enter(const char *what)
+static struct entry callback_enter(const char *what, const struct request *r)
 {
     EXPECT(!sim.gone, "%s after context_free", what);
     EXPECT(sim.depth > 0, "%s outside of a poll", what);
+    EXPECT(lanes_in_poll(r->lane), "%s of lane %u in a poll of lane %u", what, r->lane, sim.polled);
     sim.callbacks++;
     sim.callback_depth++;
+    return lanes_enter(ENTRY_HOST, 0);
 }
 
-static void callback_leave(enum inside where)
+static void callback_leave(enum inside where, struct entry outer)
 {
     inside(where);
+    sim.entry = outer;
     sim.callback_depth--;
 }
 
@@ -135,9 +141,10 @@ static void request_fn(void *user, int result)
 {
     struct request *r = user;
     int index = (int)(r - sim.requests);
+    struct entry outer;
 
     EVENT("request %n is done: %r", (ull)index, NEGATED(result));
-    callback_enter("a completion");
+    outer = callback_enter("a completion", r);
     EXPECT(r->accepted && r->state == REQUEST_PENDING && r->fn_count == 0 && r->release_count == 0,
            "a wrong completion of request %d", index);
     r->fn_count++;
@@ -154,7 +161,7 @@ static void request_fn(void *user, int result)
     if (r->buffer != NULL) {
         memset(r->buffer, 0xee, r->bytes);
     }
-    callback_leave(INSIDE_DONE);
+    callback_leave(INSIDE_DONE, outer);
 }
 
 static void request_release(void *user)
@@ -165,6 +172,8 @@ static void request_release(void *user)
     EXPECT(r->release_count == 0, "request %d released twice", (int)(r - sim.requests));
     EXPECT(!r->accepted || r->fn_count == 1, "request %d released before its callback",
            (int)(r - sim.requests));
+    EXPECT(!r->accepted || lanes_in_poll(r->lane), "request %d of lane %u is released elsewhere",
+           (int)(r - sim.requests), r->lane);
     r->release_count++;
     inside(INSIDE_RELEASE);
 }
@@ -203,7 +212,7 @@ static void check_refusal(const struct request *r, int answer, uint32_t before_c
         EXPECT(before_count + sim.callback_depth >= sim.options.context.requests_max,
                "request %d: -EAGAIN with %u of %u", index, before_count,
                sim.options.context.requests_max);
-        sim.room_expected = true;
+        sim.room_expected[r->lane] = true;
         return;
     }
     sim.counts.busy += answer == -EBUSY;
@@ -218,7 +227,7 @@ static void request_answered(struct request *r, int answer)
 {
     bool write = is_write(r->op);
     int index = (int)(r - sim.requests);
-    uint32_t before = sim.pending - 1;
+    uint32_t before = sim.lane_pending[r->lane] - 1;
 
     EVENT("request %n, %o of disk %n, answered %n, %r", (ull)index, r->op, r->disk->index,
           (ull)(answer > 0 ? answer : 0), (ull)(answer < 0 ? -answer : 0));
@@ -305,31 +314,33 @@ static bool prepare(struct request *r)
 static int through_call(struct request *r, const blkrepl_completion *done)
 {
     blkrepl_image *image = r->disk->image;
+    uint32_t lane = r->lane;
     uint32_t count = 0;
 
     inside_calls((enum call)(r->op - BLKREPL_OP_READ + CALL_READ));
     switch (r->op) {
     case BLKREPL_OP_READ:
         count = cut_iov(r);
-        return blkrepl_image_read(image, 0, r->offset, r->iov, count, 0, done);
+        return blkrepl_image_read(image, lane, r->offset, r->iov, count, 0, done);
     case BLKREPL_OP_WRITE:
         count = cut_iov(r);
         r->flags = rng_chance(15) ? BLKREPL_IO_FUA : 0;
-        return blkrepl_image_write(image, 0, r->offset, r->iov, count, r->flags, done);
+        return blkrepl_image_write(image, lane, r->offset, r->iov, count, r->flags, done);
     case BLKREPL_OP_ZEROES:
         r->flags = (uint32_t)rng_below(8);
-        return blkrepl_image_write_zeroes(image, 0, r->offset, r->bytes, r->flags, done);
-    case BLKREPL_OP_DISCARD: return blkrepl_image_discard(image, 0, r->offset, r->bytes, 0, done);
-    case BLKREPL_OP_FLUSH: return blkrepl_image_flush(image, 0, done);
+        return blkrepl_image_write_zeroes(image, lane, r->offset, r->bytes, r->flags, done);
+    case BLKREPL_OP_DISCARD:
+        return blkrepl_image_discard(image, lane, r->offset, r->bytes, 0, done);
+    case BLKREPL_OP_FLUSH: return blkrepl_image_flush(image, lane, done);
     default: break;
     }
     r->flags = (uint32_t)rng_between(1, 4);
-    return blkrepl_image_status(image, 0, r->offset, r->bytes, r->extents, r->flags, done);
+    return blkrepl_image_status(image, lane, r->offset, r->bytes, r->extents, r->flags, done);
 }
 
-static void through(struct disk *disk, uint32_t op)
+static void through(struct disk *disk, uint32_t op, uint32_t lane)
 {
-    struct request *r = request_new(disk, op);
+    struct request *r = request_new(disk, op, lane);
     blkrepl_completion done = {
         .fn = request_fn, .user = r, .release = r->no_release ? NULL : request_release};
 
@@ -342,7 +353,11 @@ static void through(struct disk *disk, uint32_t op)
     }
     EVENT("request %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
     if (request_called(r)) {
-        request_answered(r, through_call(r, &done));
+        struct entry outer = lanes_enter(ENTRY_CALL, lane);
+        int answer = through_call(r, &done);
+
+        sim.entry = outer;
+        request_answered(r, answer);
     }
 }
 
@@ -352,9 +367,10 @@ static void bracket_go(void *user, int result)
 {
     struct request *r = user;
     int index = (int)(r - sim.requests);
+    struct entry outer;
 
     EVENT("bracket %n: go, %r", (ull)index, NEGATED(result));
-    callback_enter("a go");
+    outer = callback_enter("a go", r);
     EXPECT(r->accepted && r->state == REQUEST_PENDING && r->fn_count == 0 && r->release_count == 0,
            "a wrong go of bracket %d", index);
     r->fn_count++;
@@ -368,15 +384,16 @@ static void bracket_go(void *user, int result)
                result);
         oracle_guest_done(r);
     }
-    callback_leave(INSIDE_GO);
+    callback_leave(INSIDE_GO, outer);
 }
 
-static void beside(struct disk *disk, uint32_t op)
+static void beside(struct disk *disk, uint32_t op, uint32_t lane)
 {
-    struct request *r = request_new(disk, op);
-    blkrepl_bracket what = {.struct_size = sizeof what, .opcode = op};
+    struct request *r = request_new(disk, op, lane);
+    blkrepl_bracket what = {.struct_size = sizeof what, .opcode = op, .lane = lane};
     blkrepl_completion go = {
         .fn = bracket_go, .user = r, .release = r->no_release ? NULL : request_release};
+    struct entry outer;
     int answer;
 
     r->bracket = true;
@@ -399,7 +416,9 @@ static void beside(struct disk *disk, uint32_t op)
         return;
     }
     inside_calls(CALL_BEGIN);
+    outer = lanes_enter(ENTRY_CALL, lane);
     answer = blkrepl_write_begin(disk->image, &what, &go, &r->token);
+    sim.entry = outer;
     EXPECT((r->token == 0) == (answer < 0), "begin answered %d with token %llu", answer,
            (ull)r->token);
     request_answered(r, answer);
@@ -449,6 +468,7 @@ static void bracket_end(struct request *r)
     uint64_t token = r->token;
     bool full = rng_chance(30);
     int result = bracket_result(r);
+    struct entry outer;
     int answer;
 
     EVENT("bracket %n ends: %r", (ull)(r - sim.requests), NEGATED(result));
@@ -459,8 +479,10 @@ static void bracket_end(struct request *r)
         oracle_guest_done(r);
     }
     inside_calls(CALL_END);
+    outer = lanes_enter(ENTRY_CALL, r->lane);
     answer =
         blkrepl_write_end(sim.ctx, token, result, full ? &data : NULL, full, full ? &done : NULL);
+    sim.entry = outer;
     EXPECT(answer == 0 && r->end_releases == full, "write_end answered %d, %u releases", answer,
            r->end_releases);
 }
@@ -468,6 +490,7 @@ static void bracket_end(struct request *r)
 static void bracket_cancel(struct request *r)
 {
     bool waits = r->state == REQUEST_PENDING;
+    struct entry outer;
     int answer;
 
     EVENT("bracket %n is cancelled", (ull)(r - sim.requests));
@@ -476,7 +499,9 @@ static void bracket_cancel(struct request *r)
         request_over(r, -ECANCELED);
     }
     inside_calls(CALL_WRITE_CANCEL);
+    outer = lanes_enter(ENTRY_CALL, r->lane);
     answer = blkrepl_write_cancel(sim.ctx, r->token);
+    sim.entry = outer;
     if (answer == -ENOENT && waits && sim.callback_depth > 0) {
         r->cancelled = false; /* it has failed; this poll is about to tell */
         r->doomed = true;
@@ -553,14 +578,18 @@ static void guest_do(uint32_t op, bool bracket)
     uint32_t index = target ? sim.options.sources + (uint32_t)rng_below(targets)
                             : (uint32_t)rng_below(sim.options.sources);
     struct disk *disk = &sim.disks[index];
+    uint32_t lane = lanes_draw();
 
     if (disk->image == NULL || sim.request_count == REQUESTS_MAX) {
         return;
     }
+    if (lane > 0) {
+        EVENT("on lane %n", lane);
+    }
     if (bracket) {
-        beside(disk, op);
+        beside(disk, op, lane);
     } else {
-        through(disk, op);
+        through(disk, op, lane);
     }
 }
 
@@ -619,16 +648,6 @@ static void guest_draw(void)
     sim_actor(o->beside_percent / 4, false, bracket_act);
 }
 
-bool guest_waits(void)
-{
-    for (uint32_t i = 0; i < sim.active_count; i++) {
-        if (disk_is_source(sim.requests[sim.active[i]].disk)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* What has been called back has ended; the rest may have ended, but not an open
  * bracket. */
 enum hold guest_hold(const struct disk *disk)
@@ -649,7 +668,7 @@ enum hold guest_hold(const struct disk *disk)
 
 static bool guest_unfinished(void)
 {
-    return sim.pending > 0;
+    return lanes_must_end(false) > 0;
 }
 
 /* While the context is being freed a host may take its time. */

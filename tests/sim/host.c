@@ -99,7 +99,9 @@ static int hook_entropy(void *user, void *out, size_t bytes)
 static void hook_log(void *user, uint32_t level, const char *line)
 {
     (void)user;
-    EXPECT(!sim.gone && level >= BLKREPL_LOG_ERROR && level <= BLKREPL_LOG_DEBUG, "a bad log line");
+    EXPECT(!sim.gone && level >= BLKREPL_LOG_ERROR && level <= BLKREPL_LOG_DEBUG &&
+               lanes_in_poll(0),
+           "a bad log line");
     if (sim.trace) {
         printf("        log: %s\n", line);
     }
@@ -108,19 +110,26 @@ static void hook_log(void *user, uint32_t level, const char *line)
 
 static void sink_event(void *user, const blkrepl_event *event)
 {
+    struct entry outer;
+
     EXPECT(user == &sim && !sim.gone && sim.depth > 0, "an event at the wrong time");
     EVENT("event %e of %k %n: %r", event->type, event->object_kind, event->object_id,
           NEGATED(event->error));
     sim.callbacks++;
     sim.callback_depth++;
+    outer = lanes_enter(ENTRY_HOST, 0);
     if (event->type == BLKREPL_EVENT_ROOM) {
-        EXPECT(event->object_kind == BLKREPL_OBJECT_LANE && event->object_id == 0, "a bad ROOM");
-        sim.room_expected = false;
+        EXPECT(event->object_kind == BLKREPL_OBJECT_LANE &&
+                   event->object_id < sim.options.context.lane_count &&
+                   lanes_in_poll((uint32_t)event->object_id),
+               "a bad ROOM");
+        sim.room_expected[event->object_id] = false;
     } else {
-        EXPECT(event->object_kind == BLKREPL_OBJECT_JOB, "a bad event");
+        EXPECT(event->object_kind == BLKREPL_OBJECT_JOB && lanes_in_poll(0), "a bad event");
         backup_event(event);
     }
     sim_reenter();
+    sim.entry = outer;
     sim.callback_depth--;
 }
 
@@ -133,34 +142,12 @@ static void sink_release(void *user)
 
 /* ---- What it does at random ---------------------------------------------------- */
 
-int sim_poll(void)
-{
-    int answer;
-
-    sim.callbacks = 0;
-    sim.depth++;
-    answer = blkrepl_poll(sim.ctx, 0, 0);
-    sim.depth--;
-    EVENT("poll: %n", (ull)(uint32_t)answer);
-    EXPECT(answer >= 0 && (uint32_t)answer >= sim.callbacks, "poll answered %d, %u callbacks",
-           answer, sim.callbacks);
-    EXPECT(sim.options.context.callbacks_max == 0 ||
-               sim.callbacks <= sim.options.context.callbacks_max,
-           "%u callbacks in one poll", sim.callbacks);
-    return answer;
-}
-
 static void clock_advance(void)
 {
     static const uint64_t steps[] = {1000, 1000000, 100000000, SECOND_NS, 40 * SECOND_NS};
 
     sim.now_ns += rng_below(steps[rng_below(rng_chance(10) ? 5 : 4)]);
     EVENT("clock: %n", sim.now_ns);
-}
-
-static void poll_act(void)
-{
-    sim_poll();
 }
 
 static void close_act(void)
@@ -255,7 +242,6 @@ static void host_draw(void)
     c->copies_max = rng_chance(30) ? (uint32_t)rng_between(1, 4) : 0;
     c->memory_bytes_max = rng_chance(3) ? rng_between(1, 1u << 20) : 0;
     sim_actor(rng_chance(30) ? 0 : (uint32_t)rng_between(1, 5), false, clock_advance);
-    sim_actor((uint32_t)rng_between(2, 30), true, poll_act);
     sim_actor(sim_without(FAULT_CLOSE) ? 0 : o->close_percent, false, close_act);
     stretch_draw();
     stretch_install();

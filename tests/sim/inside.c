@@ -67,6 +67,7 @@ static void open_one(void)
 {
     bool may_allocate = sim.may_allocate;
     bool failed = sim.alloc_failed;
+    struct entry outer;
     blkrepl_image *image;
     int answer;
 
@@ -78,13 +79,15 @@ static void open_one(void)
            "open_memory answered %d", answer);
     sim.may_allocate = may_allocate;
     sim.alloc_failed = sim.alloc_failed || failed;
+    outer = lanes_enter(ENTRY_CLOSE, 0);
     blkrepl_image_close(image);
+    sim.entry = outer;
 }
 
 static void arm_one(void)
 {
     uint64_t deadline = 0;
-    int answer = blkrepl_poll_arm(sim.ctx, 0, &deadline);
+    int answer = blkrepl_poll_arm(sim.ctx, lanes_draw_polled(), &deadline);
 
     EXPECT(answer == 0 || answer == 1, "poll_arm answered %d", answer);
 }
@@ -95,7 +98,7 @@ static void refuse(enum call call)
     int answer;
 
     inside_calls(call);
-    answer = poll ? blkrepl_poll(sim.ctx, 0, 0) : blkrepl_context_free(sim.ctx);
+    answer = poll ? blkrepl_poll(sim.ctx, lanes_draw(), 0) : blkrepl_context_free(sim.ctx);
     EXPECT(answer == (poll ? -EDEADLK : -EBUSY) && blkrepl_error_message()[0] != '\0',
            "%s from inside %s answered %d", call_names[call], inside_names[sim.inside], answer);
 }
@@ -112,9 +115,9 @@ static void plain_call(enum call call)
     } else if (call == CALL_ARM) {
         arm_one();
     } else if (call == CALL_FD) {
-        EXPECT(blkrepl_poll_fd(sim.ctx, 0) >= 0, "no descriptor");
+        EXPECT(blkrepl_poll_fd(sim.ctx, lanes_draw()) >= 0, "no descriptor");
     } else if (call == CALL_WAKE) {
-        EXPECT(blkrepl_poll_wake(sim.ctx, 0) == 0, "poll_wake fails");
+        EXPECT(blkrepl_poll_wake(sim.ctx, lanes_draw()) == 0, "poll_wake fails");
     } else {
         uint64_t now = blkrepl_context_now(sim.ctx);
 
@@ -161,11 +164,13 @@ void inside(enum inside where)
 {
     uint32_t percent = sim.options.reenter_percent * (is_rare(where) ? 4 : 1);
     enum inside outer = sim.inside;
+    struct entry entry;
 
     if ((sim.quiet && !sim.shutdown) || sim.dead || sim.reenter_depth > 1 || !rng_chance(percent)) {
         return;
     }
     sim.inside = where;
+    entry = lanes_enter(ENTRY_HOST, 0);
     sim.backend_depth += is_backend(where);
     sim.reenter_depth++;
     sim.counts.reentries++;
@@ -180,6 +185,7 @@ void inside(enum inside where)
     sim.reenter_depth--;
     sim.backend_depth -= is_backend(where);
     sim.inside = outer;
+    sim.entry = entry;
 }
 
 void sim_reenter(void)

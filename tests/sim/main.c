@@ -133,6 +133,9 @@ static void summary(double seconds)
     printf("power: cuts=%" PRIu64 " guarantees=%" PRIu64 " reboots=%" PRIu64
            " contract: breaches=%" PRIu64 " ghosts=%" PRIu64 " targets: busy=%" PRIu64 "\n",
            c->cuts, c->survivors, c->reboots, c->breaches, c->ghosts, c->busy);
+    printf("lanes: runs with several=%" PRIu64 " with one unpolled=%" PRIu64 " hastened=%" PRIu64
+           " slept=%" PRIu64 "\n",
+           c->lanes, c->unpolled, c->hastened, c->sleeps);
     inside_print();
 }
 

@@ -134,6 +134,19 @@ static struct disk *any_disk(void)
     return &sim.disks[rng_below(sim.options.disks)];
 }
 
+/* A lane that the context has not got. */
+static uint32_t no_lane(void)
+{
+    uint32_t first = sim.options.context.lane_count;
+
+    switch (rng_below(4)) {
+    case 0: return first;
+    case 1: return first + 1 + (uint32_t)rng_below(UINT32_MAX - first);
+    case 2: return 256;
+    default: return UINT32_MAX;
+    }
+}
+
 static uint64_t beyond(const struct disk *disk)
 {
     switch (rng_below(4)) {
@@ -164,7 +177,8 @@ static void wrong_extent_io(void)
     struct disk *disk = any_disk();
     blkrepl_completion done = completion();
     uint32_t op = (uint32_t)rng_between(BLKREPL_OP_ZEROES, BLKREPL_OP_STATUS);
-    uint32_t lane = rng_chance(20) ? rng_chance(50) ? 1 : UINT32_MAX : 0;
+    bool wrong_lane = op == BLKREPL_OP_FLUSH || rng_chance(20);
+    uint32_t lane = wrong_lane ? no_lane() : lanes_draw();
     uint32_t flags = rng_chance(20) ? UINT32_C(1) << rng_between(3, 31) : 0;
     blkrepl_extent extents[2];
     uint64_t offset = 0;
@@ -174,7 +188,7 @@ static void wrong_extent_io(void)
     if (op == BLKREPL_OP_FLUSH || op == BLKREPL_OP_STATUS) {
         flags = 0; /* they have none */
     }
-    if ((lane == 0 && flags == 0) || rng_chance(30)) {
+    if ((!wrong_lane && flags == 0) || rng_chance(30)) {
         wrong_range(disk, &offset, &bytes);
     }
     switch (op) {
@@ -184,7 +198,7 @@ static void wrong_extent_io(void)
     case BLKREPL_OP_DISCARD:
         answer = blkrepl_image_discard(disk->image, lane, offset, bytes, flags, &done);
         break;
-    case BLKREPL_OP_FLUSH: answer = blkrepl_image_flush(disk->image, lane | 1, &done); break;
+    case BLKREPL_OP_FLUSH: answer = blkrepl_image_flush(disk->image, lane, &done); break;
     default:
         answer = rng_chance(30)
                      ? blkrepl_image_status(disk->image, 0, 0, 0, rng_chance(50) ? NULL : extents,
@@ -202,13 +216,13 @@ static void wrong_data_io(void)
     bool write = rng_chance(50);
     blkrepl_iovec iov[2] = {{.base = sim.arena, .len = 1}, {.base = sim.arena, .len = 1}};
     const blkrepl_iovec *list = iov;
-    uint32_t lane = 0;
+    uint32_t lane = lanes_draw();
     uint32_t flags = 0;
     uint64_t offset = disk->bytes > 2 ? rng_below(disk->bytes - 2) : 0;
     uint32_t count = 2;
 
     switch (rng_below(8)) {
-    case 0: lane = rng_chance(50) ? 1 : UINT32_MAX; break;
+    case 0: lane = no_lane(); break;
     case 1: flags = UINT32_C(1) << rng_between(1, 31); break;
     case 2: list = NULL; break;
     case 3: iov[rng_below(2)].base = NULL; break;
@@ -247,7 +261,7 @@ static int break_bracket(const struct disk *disk, union huge *huge)
     case 0: return wrong_size(&what->struct_size, huge, sizeof *what);
     case 1: what->opcode = rng_chance(50) ? BLKREPL_OP_READ : (uint32_t)rng_between(6, 40); break;
     case 2: what->flags = UINT32_C(1) << (rng_chance(30) ? 2 : rng_between(3, 31)); break;
-    case 3: what->lane = rng_chance(50) ? 1 : UINT32_MAX; break;
+    case 3: what->lane = no_lane(); break;
     case 4:
         what->opcode = rng_chance(30) ? BLKREPL_OP_FLUSH : what->opcode;
         wrong_range(disk, &what->offset, &what->bytes);
@@ -507,7 +521,10 @@ static int break_context(union huge *huge)
 
     switch (rng_below(8)) {
     case 0: return wrong_size(&o->struct_size, huge, sizeof *o);
-    case 1: o->lane_count = (uint32_t)rng_between(257, UINT32_MAX); break;
+    case 1:
+        o->lane_count = rng_chance(80) ? (uint32_t)rng_between(257, UINT32_MAX) : 256;
+        o->requests_max = o->lane_count == 256 ? 65536 : 0; /* with the jobs' too many */
+        break;
     case 2: *limits[rng_below(5)] = rng_chance(50) ? 65537 : UINT32_MAX; break;
     case 3: o->pool_threads_max = 65; break;
     case 4: o->flags = UINT32_C(1) << rng_below(32); break;
@@ -597,15 +614,19 @@ static void wrong_open(void)
 
 static void wrong_poll(void)
 {
-    uint32_t lane = rng_chance(50) ? 1 : UINT32_MAX;
+    uint32_t lane = no_lane();
     blkrepl_context *ctx = rng_chance(30) ? NULL : sim.ctx;
     struct disk *disk = any_disk();
     blkrepl_image_info info = {.struct_size = (uint32_t)rng_below(sizeof info)};
     uint64_t deadline;
 
-    switch (rng_below(8)) {
+    switch (rng_below(9)) {
     case 0: wrong_call("poll_arm", -EINVAL, blkrepl_poll_arm(ctx, lane, &deadline)); break;
-    case 1: wrong_call("poll_arm", -EINVAL, blkrepl_poll_arm(sim.ctx, 0, NULL)); break;
+    case 1: wrong_call("poll_arm", -EINVAL, blkrepl_poll_arm(sim.ctx, lanes_draw(), NULL)); break;
+    case 7:
+        wrong_call("a poll of no lane", sim.reenter_depth > 0 ? -EDEADLK : -EINVAL,
+                   blkrepl_poll(sim.ctx, lane, 0));
+        break;
     case 2: wrong_call("poll_fd", -EINVAL, blkrepl_poll_fd(ctx, lane)); break;
     case 3: wrong_call("poll_wake", -EINVAL, blkrepl_poll_wake(ctx, lane)); break;
     case 4: wrong_call("io_complete", -EINVAL, blkrepl_io_complete(NULL, rng_next(), 0)); break;
@@ -614,7 +635,7 @@ static void wrong_poll(void)
     default:
         wrong_call("a poll that sleeps, with a clock of the host",
                    sim.reenter_depth > 0 ? -EDEADLK : -EINVAL,
-                   blkrepl_poll(sim.ctx, 0, rng_chance(50) ? 1 : BLKREPL_FOREVER));
+                   blkrepl_poll(sim.ctx, lanes_draw(), rng_chance(50) ? 1 : BLKREPL_FOREVER));
         break;
     }
 }

@@ -309,7 +309,8 @@ void oracle_backup_started(struct backup *backup, uint32_t requests_before, bool
         struct concurrent *c = &backup->concurrent[i];
         const struct request *r = &sim.requests[c->request];
 
-        if (c->class == CONCURRENT_MAYBE && !r->bracket && !r->wrote) {
+        /* On another lane it may wait, given, for a poll. */
+        if (c->class == CONCURRENT_MAYBE && !r->bracket && !r->wrote && r->lane == 0) {
             c->class = CONCURRENT_AFTER;
         }
     }

@@ -136,7 +136,11 @@ void oracle_submit(struct disk *disk, struct disk_request *io)
     disk_payload(disk, io, payload);
     count = find_owners(disk, io, owners);
     unwanted = first_unwanted(disk, io, owners, count);
+    if (io->owner_sure) {
+        lanes_owner(owners[0], io->lane);
+    }
     if (!disk_is_source(disk) && (count == 0 || unwanted < io->offset + io->bytes)) {
+        lanes_job_submit(io->lane);
         oracle_backup_target(disk, io, payload);
         return;
     }

@@ -333,7 +333,6 @@ static void reboot(void)
     sim.quiet = false;
     sim.shutdown = false;
     sim.gone = false;
-    sim.room_expected = false;
     sim.heard_ns = 0;
     sim.request_count = 0;
     sim.backup_count = 0;

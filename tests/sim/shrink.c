@@ -27,7 +27,8 @@ const char *const fault_names[FAULT_COUNT] = {
     [FAULT_JUMPS] = "jumps",       [FAULT_CLOSE] = "close",       [FAULT_SHUTDOWN] = "shutdown",
     [FAULT_BESIDE] = "beside",     [FAULT_LONG] = "long",         [FAULT_VERBS] = "verbs",
     [FAULT_TUNING] = "tuning",     [FAULT_STRETCH] = "stretch",   [FAULT_POWER] = "power",
-    [FAULT_CONTRACT] = "contract",
+    [FAULT_CONTRACT] = "contract", [FAULT_LANES] = "lanes",       [FAULT_UNPOLLED] = "unpolled",
+    [FAULT_SLEEP] = "sleep",
 };
 
 /* How a run has ended; as it goes through the pipe. */

@@ -26,6 +26,8 @@
 #define BACKUPS_MAX 6
 #define REQUESTS_MAX 512
 #define QUEUE_MAX 32
+#define LANES_MAX 5
+#define LANE_NONE UINT32_MAX
 #define DISK_BYTES_MAX (1280u * 1024)
 #define ARENA_BYTES (4u * 1024 * 1024)
 #define RING 64
@@ -61,6 +63,9 @@ enum fault {
     FAULT_STRETCH,  /* hooks in the library                                */
     FAULT_POWER,    /* power cuts                                          */
     FAULT_CONTRACT, /* backends that break backend.h                       */
+    FAULT_LANES,    /* more than one                                       */
+    FAULT_UNPOLLED, /* a lane that nobody polls                            */
+    FAULT_SLEEP,    /* polls only when woken                               */
     FAULT_COUNT
 };
 
@@ -132,6 +137,20 @@ enum call {
     CALL_COUNT
 };
 
+/* A call of the library that we are inside of. */
+enum entry_kind {
+    ENTRY_HOST, /* none: the library has called the host                   */
+    ENTRY_CALL, /* of guest I/O, or about a bracket                        */
+    ENTRY_POLL,
+    ENTRY_CLOSE, /* of an image's handle                                   */
+    ENTRY_FREE   /* of the context                                         */
+};
+
+struct entry {
+    enum entry_kind kind;
+    uint32_t lane; /* of a call or a poll                                    */
+};
+
 /* A request at a disk; what is needed after its io is gone is copied. */
 struct disk_request {
     blkrepl_io *io;
@@ -142,6 +161,7 @@ struct disk_request {
     uint64_t copied; /* READ: this much was sampled                          */
     uint32_t op;
     uint32_t flags;
+    uint32_t lane;
     int owner;       /* guest request that it belongs to, or -1             */
     bool owner_sure; /* no other pending request could have caused it       */
     bool hung;       /* not before it is cancelled, or the disk is healed   */
@@ -190,6 +210,7 @@ struct disk {
     uint32_t failed_others; /* cancelled ones and flushes                     */
     uint32_t failure_count;
     struct failure failures[FAILURES_MAX]; /* the first of them            */
+    uint32_t submitting[LANES_MAX];        /* submits that we are inside of          */
     uint32_t in_flight;
     struct disk_request queue[QUEUE_MAX];
 };
@@ -211,6 +232,7 @@ enum hold {
 /* A guest request or a bracket. */
 struct request {
     uint32_t op;
+    uint32_t lane;
     struct disk *disk;
     uint64_t offset;
     uint64_t bytes;
@@ -229,7 +251,7 @@ struct request {
     uint32_t fn_count;
     uint32_t release_count;
     uint32_t end_releases;
-    uint32_t others; /* that were pending when it was made                    */
+    uint32_t others; /* of its lane that were pending when it was made        */
     bool accepted;
     bool bracket;
     bool cancelled;
@@ -238,6 +260,8 @@ struct request {
     bool wrote_sure; /* something of it has been given to the backend        */
     bool durable;    /* a flush that has succeeded covers it                  */
     bool no_release;
+    bool alone;   /* nothing else was pending when it was made                */
+    bool held_up; /* by a bracket of the lane that nobody polls               */
 };
 
 /* What a write that had not ended at the start of a backup is to it. */
@@ -319,6 +343,7 @@ struct sim_options {
     bool early_shutdown;
     bool guest_first;
     bool clock_jumps;
+    bool sleepy; /* the host of the last phases                              */
     blkrepl_context_options context;
 };
 
@@ -346,7 +371,11 @@ struct counts {
     uint64_t reboots;
     uint64_t breaches;
     uint64_t ghosts;
-    uint64_t busy; /* guest writes that a job's target has refused             */
+    uint64_t busy;     /* guest writes that a job's target has refused             */
+    uint64_t lanes;    /* runs with more than one                                */
+    uint64_t unpolled; /* runs in which one of them is not polled             */
+    uint64_t hastened; /* writes that went out with lane 0                    */
+    uint64_t sleeps;   /* polls that were not made                              */
     uint64_t matrix[INSIDE_COUNT][CALL_COUNT];
 };
 
@@ -374,6 +403,7 @@ extern const struct part disk_part;
 extern const struct part guest_part;
 extern const struct part backup_part;
 extern const struct part host_part;
+extern const struct part lanes_part;
 extern const struct part power_part;
 extern const struct part contract_part;
 extern const struct part misuse_part;
@@ -401,7 +431,7 @@ struct sim {
     bool dead;     /* the power is off: nothing reaches a medium             */
     bool may_allocate;
     bool alloc_failed;
-    bool room_expected;
+    bool room_expected[LANES_MAX];
     bool misusing; /* inside a wrong call                                      */
     uint32_t callback_depth;
     uint32_t depth; /* calls of the library we are inside of                 */
@@ -409,7 +439,16 @@ struct sim {
     uint32_t backend_depth; /* of them, those of a backend                   */
     enum inside inside;
     uint32_t callbacks;
-    uint32_t pending; /* requests and brackets that have not ended           */
+    uint32_t pending;                 /* requests and brackets that have not ended           */
+    uint32_t lane_pending[LANES_MAX]; /* of them, those of a lane            */
+    uint32_t ghosts_pending[LANES_MAX];
+    struct entry entry; /* the innermost                                     */
+    uint32_t polled;    /* the lane in whose poll we are                     */
+    uint32_t unpolled;  /* the lane that nobody polls                        */
+    bool freeing;       /* inside context_free()                             */
+    bool sleepy;
+    bool asleep[LANES_MAX];
+    uint64_t sleeps_until[LANES_MAX];
     uint64_t now_ns;
     uint64_t last_now_ns;
     uint64_t heard_ns; /* from the context                                   */
@@ -475,11 +514,26 @@ void world_act(bool inside);
 /* End the context, and see that nothing is left; begin with a new one. */
 void world_shut_down(void);
 void world_open(void);
-int sim_poll(void);
 
 /* shrink.c: a failing run made small. */
 extern const char *const fault_names[FAULT_COUNT];
 void shrink(const struct sim_plan *plan);
+
+/* lanes.c: who polls which lane, and what belongs to one. */
+struct entry lanes_enter(enum entry_kind kind, uint32_t lane);
+bool lanes_in_poll(uint32_t lane);
+void lanes_close(void);
+void lanes_submit(struct disk *disk, uint32_t lane, blkrepl_io *const *ios, uint32_t count);
+void lanes_submitted(struct disk *disk, uint32_t lane);
+void lanes_job_submit(uint32_t lane);
+void lanes_owner(const struct request *request, uint32_t lane);
+uint32_t lanes_draw(void);
+uint32_t lanes_draw_polled(void);
+int lanes_poll(uint32_t lane);
+int lanes_poll_all(void);
+uint64_t lanes_deadline(void);
+void lanes_sleep(bool sleepy);
+uint32_t lanes_must_end(bool sources);
 
 /* disk_draw.c: what the disks of a run are like. */
 void disk_draw(void);
@@ -528,8 +582,6 @@ const char *inside_name(unsigned long long number);
 /* guest.c: requests and brackets. */
 void guest_call(enum call call);
 bool guest_bracket_finish(void);
-/* Is a request to a source pending? */
-bool guest_waits(void);
 /* Has a write of the guest to this disk not ended? */
 enum hold guest_hold(const struct disk *disk);
 bool request_covers(const struct request *request, const struct disk *disk, uint64_t position);

@@ -16,8 +16,8 @@ typedef unsigned long long ull;
 struct sim sim;
 void (*sim_on_failure)(const char *format);
 
-static const struct part *const parts[] = {&host_part,  &disk_part,     &guest_part, &backup_part,
-                                           &power_part, &contract_part, &misuse_part};
+static const struct part *const parts[] = {&host_part,   &lanes_part, &disk_part,     &guest_part,
+                                           &backup_part, &power_part, &contract_part, &misuse_part};
 
 #define PARTS (sizeof parts / sizeof parts[0])
 
@@ -79,7 +79,7 @@ static bool move(void)
     for (size_t i = 0; i < PARTS; i++) {
         moved = (parts[i]->move != NULL && parts[i]->move()) || moved;
     }
-    moved = sim_poll() > 0 || moved;
+    moved = lanes_poll_all() > 0 || moved;
     watch();
     return moved;
 }
@@ -92,7 +92,7 @@ static bool unfinished(void)
             return true;
         }
     }
-    return sim.room_expected;
+    return false;
 }
 
 static void close_handles(uint32_t percent)
@@ -134,17 +134,18 @@ static void phase_guest_first(void)
     for (uint32_t i = 0; i < sim.options.sources; i++) {
         disk_heal(&sim.disks[i]);
     }
-    while (guest_waits()) {
+    while (lanes_must_end(true) > 0) {
         bool moved = guest_bracket_finish();
 
         for (uint32_t i = 0; i < sim.options.sources; i++) {
             moved = disk_progress(&sim.disks[i]) || moved;
         }
-        moved = sim_poll() > 0 || moved;
+        moved = lanes_poll_all() > 0 || moved;
         watch();
         idle = moved ? 0 : idle + 1;
         sim.now_ns += !moved && clock ? 2 * SECOND_NS : 0;
-        EXPECT(idle < 400, "no target answers: %u guest requests do not end either", sim.pending);
+        EXPECT(idle < 400, "no target answers: %u guest requests do not end either",
+               lanes_must_end(true));
     }
 }
 
@@ -161,16 +162,14 @@ static bool disks_busy(void)
 /* Nothing moves: go to the next deadline, if there is one. */
 static void clock_to_deadline(uint32_t idle)
 {
-    uint64_t deadline = 0;
-    int answer = blkrepl_poll_arm(sim.ctx, 0, &deadline);
+    uint64_t deadline = lanes_deadline();
 
-    EXPECT(answer == 0 || answer == 1, "poll_arm answered %d", answer);
-    if (answer == 1) {
+    if (deadline == 0) {
         EXPECT(idle < 200, "liveness: poll_arm promises work, polls find none");
         return;
     }
     EXPECT(deadline != BLKREPL_FOREVER && idle < 5000,
-           "liveness: stuck with %u guest requests, ROOM owed: %d", sim.pending, sim.room_expected);
+           "liveness: stuck with %u guest requests of %u", lanes_must_end(false), sim.pending);
     EVENT("clock: %n, deadline %n", sim.now_ns, deadline);
     sim.now_ns = deadline > sim.now_ns ? deadline : sim.now_ns + 1;
 }
@@ -192,18 +191,22 @@ static void phase_liveness(void)
         if (idle > 3) {
             clock_to_deadline(idle);
         }
-        EXPECT(polls < 100000, "liveness: no end");
+        EXPECT(polls < (sim.unpolled == LANE_NONE ? 100000 : 2000000), "liveness: no end");
     }
 }
 
 static bool context_try_free(void)
 {
+    struct entry outer = lanes_enter(ENTRY_FREE, 0);
     int answer;
 
     sim.shutdown = true;
+    sim.freeing = true;
     sim.depth++;
     answer = blkrepl_context_free(sim.ctx);
     sim.depth--;
+    sim.freeing = false;
+    sim.entry = outer;
     EVENT("context_free: %r", NEGATED(answer));
     EXPECT(answer == 0 || blkrepl_error_message()[0] != '\0', "context_free answered %d", answer);
     return answer == 0;
@@ -216,9 +219,13 @@ static void heal(void)
     }
 }
 
-/* Free the context, whatever is still going on in it. */
+/* Free the context, whatever is still going on in it; all lanes are polled now, or
+ * one of them is by the free only. */
 static void phase_free(void)
 {
+    uint32_t unpolled = sim.unpolled;
+
+    sim.unpolled = rng_chance(50) ? LANE_NONE : unpolled;
     for (uint32_t tries = 0; !context_try_free(); tries++) {
         bool moved = move();
 
@@ -229,6 +236,7 @@ static void phase_free(void)
         }
         EXPECT(tries < 20000, "context_free: -EBUSY for ever: %s", blkrepl_error_message());
     }
+    sim.unpolled = unpolled;
     sim.gone = true;
 }
 
@@ -309,7 +317,14 @@ void sim_run(const struct sim_plan *plan, bool trace)
             phase_guest_first();
         }
         heal();
+        lanes_sleep(sim.options.sleepy);
         phase_liveness();
+        if (sim.unpolled != LANE_NONE && rng_chance(70)) {
+            EVENT("lane %n is polled after all", sim.unpolled);
+            sim.unpolled = LANE_NONE;
+            phase_liveness();
+        }
+        lanes_sleep(false);
         close_handles(100);
     }
     world_shut_down();
