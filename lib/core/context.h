@@ -162,6 +162,8 @@ void blkrepl__enter(struct blkrepl_context *ctx);
 void blkrepl__leave(struct blkrepl_context *ctx, uint32_t lane);
 /* The same when there is nothing to advance or submit. */
 void blkrepl__leave_quietly(struct blkrepl_context *ctx);
+/* Wake who sleeps on a lane that has something to do; the lock is dropped meanwhile. */
+void blkrepl__wake_sleepers(struct blkrepl_context *ctx);
 
 /* Handle completions, timers and what became ready, within the context's
  * bound. */

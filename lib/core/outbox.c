@@ -281,7 +281,7 @@ static void leave_word(struct blkrepl_context *ctx, uint32_t number)
     }
 }
 
-void blkrepl__leave_quietly(struct blkrepl_context *ctx)
+void blkrepl__wake_sleepers(struct blkrepl_context *ctx)
 {
     if (UNLIKELY(advance_due(ctx) || !list_empty(&ctx->chores))) {
         atomic_store(&ctx->attention, true);
@@ -294,6 +294,11 @@ void blkrepl__leave_quietly(struct blkrepl_context *ctx)
             pthread_mutex_lock(&ctx->lock);
         }
     }
+}
+
+void blkrepl__leave_quietly(struct blkrepl_context *ctx)
+{
+    blkrepl__wake_sleepers(ctx);
     ctx->inside--;
     pthread_mutex_unlock(&ctx->lock);
 }

@@ -208,6 +208,7 @@ static void poll_sleep(struct blkrepl_context *ctx, uint32_t number, uint64_t un
     struct lane *lane = &ctx->lanes[number];
     uint64_t timeout_ns = BLKREPL_FOREVER;
 
+    blkrepl__wake_sleepers(ctx); /* what was done so far may be work for other lanes */
     if (!lane_arm(ctx, number)) {
         return;
     }
