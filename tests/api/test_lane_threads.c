@@ -527,10 +527,19 @@ static void queue_threads_write_to_the_same_blocks_while_backups_run(void **stat
     run_scene(64, false);
 }
 
+static void a_stranger_whose_lane_is_not_polled_holds_nobody_up(void **state)
+{
+    (void)state;
+    run_scene(1, true);
+    run_scene(4, true);
+    run_scene(64, true);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(queue_threads_write_to_the_same_blocks_while_backups_run),
+        cmocka_unit_test(a_stranger_whose_lane_is_not_polled_holds_nobody_up),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
