@@ -297,7 +297,7 @@ static bool context_entered(struct blkrepl_context *ctx)
 
         pthread_mutex_lock(&lane->lock);
         entered = lane->inside > 0 || atomic_load(&lane->polling) != LANE_FREE ||
-                  atomic_load(&lane->completing) > 0;
+                  atomic_load(&lane->completing) > 0 || atomic_load(&lane->blocked) > 0;
         pthread_mutex_unlock(&lane->lock);
     }
     return entered;

@@ -26,12 +26,18 @@ int blkrepl__waiter_init(struct waiter *waiter, struct blkrepl_context *ctx, uin
         return -EINVAL;
     }
     *waiter = (struct waiter){.ctx = ctx, .lane = &ctx->lanes[lane]};
-    return pthread_cond_init(&waiter->wake, NULL) == 0 ? 0 : blkrepl__fail(-ENOMEM, "wait");
+    if (pthread_cond_init(&waiter->wake, NULL) != 0) {
+        return blkrepl__fail(-ENOMEM, "wait");
+    }
+    atomic_fetch_add_explicit(&waiter->lane->blocked, 1, memory_order_acquire);
+    return 0;
 }
 
 void blkrepl__waiter_fini(struct waiter *waiter)
 {
     pthread_cond_destroy(&waiter->wake);
+    /* The last touch: from here on the context may be freed. */
+    atomic_fetch_sub_explicit(&waiter->lane->blocked, 1, memory_order_release);
 }
 
 void blkrepl__waiter_done(void *user, int result)
