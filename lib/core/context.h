@@ -180,6 +180,9 @@ void blkrepl__empty_outbox(struct blkrepl_context *ctx, uint32_t lane, enum outb
  * takes the lane's. */
 bool blkrepl__lane_busy(struct blkrepl_context *ctx, uint32_t lane);
 
+/* Poll until something happens, for a thread that has the lock of the lane, which
+ * nobody polls; it has it again afterwards. */
+void blkrepl__poll_lead(struct blkrepl_context *ctx, uint32_t lane);
 /* Poll without waiting until nothing is left to do; used while closing. */
 void blkrepl__drain(struct blkrepl_context *ctx);
 

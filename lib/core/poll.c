@@ -313,15 +313,16 @@ static bool poll_slow_due(const struct blkrepl_context *ctx, const struct lane *
     return atomic_load(&ctx->attention) || atomic_load(&lane->slow_due);
 }
 
-/* Handle what is quick and fetch its callbacks, with the lane's lock held.
- * Returns how many; -1: the lane needs a poll of the slow way. */
+/* Handle what is quick and fetch its callbacks, with the lane's lock held; nobody
+ * else polls the lane.  Returns how many; -1: the lane needs a poll of the slow
+ * way. */
 static int poll_quick_fetch(struct blkrepl_context *ctx, struct lane *lane,
                             struct delivery *fetched)
 {
     int most = ctx->callbacks_max < FETCH_MAX ? (int)ctx->callbacks_max : FETCH_MAX;
     int count;
 
-    if (poll_slow_due(ctx, lane) || atomic_load(&lane->polling) != LANE_FREE || STRETCH(POLL)) {
+    if (poll_slow_due(ctx, lane) || STRETCH(POLL)) {
         return -1;
     }
     blkrepl__lane_collect(ctx, lane);
@@ -342,7 +343,7 @@ static int poll_quick(struct blkrepl_context *ctx, uint32_t number, uint64_t tim
     int count;
 
     pthread_mutex_lock(&lane->lock);
-    count = poll_quick_fetch(ctx, lane, fetched);
+    count = atomic_load(&lane->polling) == LANE_FREE ? poll_quick_fetch(ctx, lane, fetched) : -1;
     if (count < 0 || (count == 0 && timeout_ns > 0)) {
         pthread_mutex_unlock(&lane->lock);
         return -1;
@@ -355,12 +356,29 @@ static int poll_quick(struct blkrepl_context *ctx, uint32_t number, uint64_t tim
     return count;
 }
 
-static int poll_slow(struct blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
+/* A poll of the slow way that has begun. */
+static int poll_entered(struct blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
 {
     struct delivery fetched[FETCH_MAX];
     struct lane *lane = &ctx->lanes[number];
-    bool busy;
     int rc;
+
+    lane_disarm(lane);
+    rc = poll_fetch_last(ctx, number, fetched);
+    if (rc > 0) {
+        deliveries_run(ctx, fetched, rc);
+    } else {
+        rc = poll_loop(ctx, number, timeout_ns);
+        blkrepl__leave(ctx, number);
+    }
+    blkrepl__lane_poll_end(lane);
+    return rc;
+}
+
+static int poll_slow(struct blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
+{
+    struct lane *lane = &ctx->lanes[number];
+    bool busy;
 
     blkrepl__enter(ctx);
     pthread_mutex_lock(&lane->lock);
@@ -373,16 +391,27 @@ static int poll_slow(struct blkrepl_context *ctx, uint32_t number, uint64_t time
         blkrepl__leave(ctx, number);
         return blkrepl__fail(-EBUSY, "poll: another thread polls lane %u", (unsigned)number);
     }
-    lane_disarm(lane);
-    rc = poll_fetch_last(ctx, number, fetched);
-    if (rc > 0) {
-        deliveries_run(ctx, fetched, rc);
+    return poll_entered(ctx, number, timeout_ns);
+}
+
+void blkrepl__poll_lead(struct blkrepl_context *ctx, uint32_t number)
+{
+    struct delivery fetched[FETCH_MAX];
+    struct lane *lane = &ctx->lanes[number];
+    int count;
+
+    blkrepl__lane_poll_begin(lane);
+    count = poll_quick_fetch(ctx, lane, fetched);
+    pthread_mutex_unlock(&lane->lock);
+    if (count > 0) {
+        lane_disarm(lane);
+        deliveries_run(ctx, fetched, count);
+        blkrepl__lane_poll_end(lane);
     } else {
-        rc = poll_loop(ctx, number, timeout_ns);
-        blkrepl__leave(ctx, number);
+        blkrepl__enter(ctx);
+        poll_entered(ctx, number, BLKREPL_FOREVER);
     }
-    blkrepl__lane_poll_end(lane);
-    return rc;
+    pthread_mutex_lock(&lane->lock);
 }
 
 int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)

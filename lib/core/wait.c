@@ -63,9 +63,9 @@ static void wait_until_done(struct waiter *waiter)
         unsigned polled = LANE_POLLED;
 
         if (atomic_load(&lane->polling) == LANE_FREE) {
-            pthread_mutex_unlock(&lane->lock);
-            blkrepl_poll(waiter->ctx, number, BLKREPL_FOREVER);
-            pthread_mutex_lock(&lane->lock);
+            /* The lane's lock is kept until this poll has begun: nobody else's may
+             * end what this thread then sleeps for. */
+            blkrepl__poll_lead(waiter->ctx, number);
         } else if (atomic_compare_exchange_strong(&lane->polling, &polled, LANE_AWAITED) ||
                    polled == LANE_AWAITED) {
             pthread_cond_wait(&waiter->wake, &lane->lock);
