@@ -14,6 +14,7 @@
 struct blocking {
     struct waiter waiter;
     blkrepl_completion done;
+    bool had_room; /* it has waited for room */
 };
 
 /* Returns: 0; a code with which the call is refused. */
@@ -24,6 +25,7 @@ static int blocking_begin(struct blocking *blocking, const struct blkrepl_image 
     int rc = blkrepl__wait_allowed(ctx);
 
     blocking->done = (blkrepl_completion){.fn = blkrepl__waiter_done, .user = &blocking->waiter};
+    blocking->had_room = false;
     return rc < 0 ? rc : blkrepl__waiter_init(&blocking->waiter, ctx, lane);
 }
 
@@ -33,10 +35,13 @@ static bool blocking_again(struct blocking *blocking, int *rc)
 {
     if (*rc == -EAGAIN) {
         blkrepl__wait_room(&blocking->waiter);
+        blocking->had_room = true;
         return true;
     }
     if (*rc >= 0) {
         *rc = blkrepl__wait(&blocking->waiter);
+    } else if (blocking->had_room) {
+        blkrepl__wait_room_refused(&blocking->waiter);
     }
     blkrepl__waiter_fini(&blocking->waiter);
     return false;

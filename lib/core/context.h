@@ -89,7 +89,8 @@ struct lane {
     struct list room_waiters; /* of these, the ones that want a request slot */
     uint32_t inside;          /* threads on the quick way */
     bool room_wanted;
-    bool room_due; /* the event ROOM is to be posted */
+    bool room_due;  /* the event ROOM is to be posted */
+    bool lead_over; /* there is room for the one who leads */
     /* Changed under the context's lock. */
     struct list events; /* struct event_slot */
     struct list queues; /* guest queues ready to be submitted */

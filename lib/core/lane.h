@@ -67,7 +67,7 @@ void blkrepl__lane_pass_on(struct blkrepl_context *ctx, struct request *request)
 static inline bool lane_quick_waits(const struct lane *lane)
 {
     return !list_empty(&lane->callbacks) || !list_empty(&lane->quick_queues) || lane->room_due ||
-           !list_empty(&lane->arrived) || atomic_load(&lane->inbox) != NULL;
+           lane->lead_over || !list_empty(&lane->arrived) || atomic_load(&lane->inbox) != NULL;
 }
 
 /* Wake the thread that sleeps on the lane; false if none does.  Without a lock. */

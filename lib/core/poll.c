@@ -246,6 +246,18 @@ static void poll_idle(struct blkrepl_context *ctx, uint32_t lane, uint64_t until
     }
 }
 
+/* Whether the leader, who polls, has got what it waits for other than by a
+ * callback. */
+static bool poll_lead_over(struct lane *lane)
+{
+    bool over;
+
+    pthread_mutex_lock(&lane->lock);
+    over = lane->lead_over;
+    pthread_mutex_unlock(&lane->lock);
+    return over;
+}
+
 static int poll_loop(struct blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
 {
     uint64_t until_ns = BLKREPL_FOREVER;
@@ -260,7 +272,7 @@ static int poll_loop(struct blkrepl_context *ctx, uint32_t number, uint64_t time
     }
     for (;;) {
         ran = poll_round(ctx, number, &news);
-        if (news || lane->kicked || timeout_ns == 0 ||
+        if (news || lane->kicked || poll_lead_over(lane) || timeout_ns == 0 ||
             (until_ns != BLKREPL_FOREVER && blkrepl__now(ctx) >= until_ns)) {
             lane->kicked = false;
             return ran;

@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "core/error.h"
+#include "core/lane.h"
 
 int blkrepl__wait_allowed(const struct blkrepl_context *ctx)
 {
@@ -65,7 +66,10 @@ static void wait_until_done(struct waiter *waiter)
         if (atomic_load(&lane->polling) == LANE_FREE) {
             /* The lane's lock is kept until this poll has begun: nobody else's may
              * end what this thread then sleeps for. */
+            waiter->leads = true;
             blkrepl__poll_lead(waiter->ctx, number);
+            waiter->leads = false;
+            lane->lead_over = false;
         } else if (atomic_compare_exchange_strong(&lane->polling, &polled, LANE_AWAITED) ||
                    polled == LANE_AWAITED) {
             pthread_cond_wait(&waiter->wake, &lane->lock);
@@ -102,6 +106,21 @@ void blkrepl__waiter_room(struct lane *lane)
 
     waiter->done = true;
     pthread_cond_signal(&waiter->wake);
+    if (waiter->leads) { /* the slot may be freed outside of its poll */
+        lane->lead_over = true;
+        lane_wake(lane);
+    }
+}
+
+void blkrepl__wait_room_refused(struct waiter *waiter)
+{
+    struct lane *lane = waiter->lane;
+
+    pthread_mutex_lock(&lane->lock);
+    if (lane->requests.used < lane->requests.count && !list_empty(&lane->room_waiters)) {
+        blkrepl__waiter_room(lane);
+    }
+    pthread_mutex_unlock(&lane->lock);
 }
 
 void blkrepl__lane_poll_begin(struct lane *lane)

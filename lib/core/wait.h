@@ -15,6 +15,7 @@ struct waiter {
     struct lane *lane;
     pthread_cond_t wake; /* with the lane's lock */
     bool done;
+    bool leads; /* it is polling the lane */
     int result;
 };
 
@@ -35,6 +36,8 @@ void blkrepl__waiter_done(void *waiter, int result);
 int blkrepl__wait(struct waiter *waiter);
 /* Wait until the lane may have a free request slot. */
 void blkrepl__wait_room(struct waiter *waiter);
+/* It has waited for room and was refused after all: the room is the next one's. */
+void blkrepl__wait_room_refused(struct waiter *waiter);
 /* The lane has a slot for the first who waits for one.  With the lane's lock. */
 void blkrepl__waiter_room(struct lane *lane);
 
