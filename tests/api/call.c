@@ -111,6 +111,43 @@ int call_join(struct call *call)
     return call->result;
 }
 
+static void *poller_main(void *user)
+{
+    struct poller *poller = user;
+
+    while (!atomic_load(&poller->stop)) {
+        int rc = blkrepl_poll(poller->ctx, poller->lane, BLKREPL_FOREVER);
+
+        poller->errors += rc < 0 && rc != -EBUSY;
+    }
+    atomic_store(&poller->stopped, true);
+    return NULL;
+}
+
+void poller_start(struct poller *poller, blkrepl_context *ctx, uint32_t lane)
+{
+    poller->ctx = ctx;
+    poller->lane = lane;
+    poller->errors = 0;
+    atomic_store(&poller->stop, false);
+    atomic_store(&poller->stopped, false);
+    assert_int_equal(pthread_create(&poller->thread, NULL, poller_main, poller), 0);
+    while (blkrepl_poll(ctx, lane, 0) != -EBUSY) {
+        sched_yield();
+    }
+}
+
+void poller_stop(struct poller *poller)
+{
+    atomic_store(&poller->stop, true);
+    while (!atomic_load(&poller->stopped)) {
+        blkrepl_poll_wake(poller->ctx, poller->lane);
+        sched_yield();
+    }
+    pthread_join(poller->thread, NULL);
+    assert_int_equal(poller->errors, 0);
+}
+
 void tape_await(struct tape *t, size_t count)
 {
     pthread_mutex_lock(&t->lock);

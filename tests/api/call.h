@@ -43,6 +43,21 @@ void call_until_asleep(struct call *call);
 /* Until it has returned; its result. */
 int call_join(struct call *call);
 
+/* A thread of the host that polls a lane, over and over. */
+struct poller {
+    blkrepl_context *ctx;
+    uint32_t lane;
+    pthread_t thread;
+    _Atomic bool stop, stopped;
+    unsigned errors; /* answers but -EBUSY */
+};
+
+/* Until it polls. */
+void poller_start(struct poller *poller, blkrepl_context *ctx, uint32_t lane);
+/* Until it has stopped.  It is woken more than once: a call that leads may take
+ * the wake meant for it. */
+void poller_stop(struct poller *poller);
+
 /* Until so many requests wait at the tape. */
 void tape_await(struct tape *t, size_t count);
 /* Until the image has so many guest requests and brackets. */

@@ -3,8 +3,6 @@
  * nobody is left behind. */
 #include "call.h"
 
-#include <sched.h>
-
 #define BLOCK 512
 #define BLOCKS 256
 #define SIZE ((uint64_t)BLOCKS * BLOCK)
@@ -130,14 +128,12 @@ static void the_host_cannot_poll_while_a_call_leads(void **state)
 static void a_wake_does_a_leader_no_harm(void **state)
 {
     struct call read = call_of(CALL_READ, 1, 0);
-    uint64_t deadline;
 
     (void)state;
     disk.hold = OPS_ALL;
     start_asleep(&read);
     for (int i = 0; i < 100; i++) {
         ASSERT_CODE(blkrepl_poll_wake(env.ctx, 1), 0);
-        blkrepl_poll_arm(env.ctx, 1, &deadline);
     }
     call_until_asleep(&read);
     assert_false(atomic_load(&read.returned));
@@ -145,55 +141,21 @@ static void a_wake_does_a_leader_no_harm(void **state)
     ASSERT_CODE(call_join(&read), 0);
 }
 
-static _Atomic bool stop_poller;
-
-/* The host's own poller of lane 1; NULL if nothing was wrong. */
-static void *poller_main(void *user)
-{
-    while (!atomic_load(&stop_poller)) {
-        int rc = blkrepl_poll(env.ctx, 1, BLKREPL_FOREVER);
-
-        if (rc < 0 && rc != -EBUSY) {
-            return user;
-        }
-    }
-    return NULL;
-}
-
-static void stop_polling(pthread_t thread)
-{
-    void *wrong = NULL;
-
-    atomic_store(&stop_poller, true);
-    blkrepl_poll_wake(env.ctx, 1);
-    pthread_join(thread, &wrong);
-    assert_null(wrong);
-}
-
-static void start_polling(pthread_t *thread)
-{
-    atomic_store(&stop_poller, false);
-    assert_int_equal(pthread_create(thread, NULL, poller_main, &env), 0);
-    while (blkrepl_poll(env.ctx, 1, 0) != -EBUSY) {
-        sched_yield(); /* until it polls */
-    }
-}
-
 static void who_sleeps_leads_when_the_host_stops_polling(void **state)
 {
     struct call calls[3];
-    pthread_t poller;
+    struct poller poller;
 
     (void)state;
     disk.hold = OPS_ALL;
-    start_polling(&poller);
+    poller_start(&poller, env.ctx, 1);
     for (unsigned i = 0; i < 3; i++) {
         calls[i] = call_of(CALL_READ, 1, i);
         start_asleep(&calls[i]);
     }
     finish_at(0); /* the host's poll ends this one */
     ASSERT_CODE(call_join(&calls[0]), 0);
-    stop_polling(poller);
+    poller_stop(&poller);
     for (unsigned i = 1; i < 3; i++) {
         finish_at(calls[i].offset);
         ASSERT_CODE(call_join(&calls[i]), 0);
@@ -388,20 +350,20 @@ static void those_who_wait_for_room_learn_of_the_end(void **state)
 static void a_context_is_not_freed_under_a_call_that_returns(void **state)
 {
     struct call calls[2];
-    pthread_t poller;
+    struct poller poller;
 
     (void)state;
     for (int round = 0; round < (quick() ? 20 : 200); round++) {
         open_scene(0);
         disk.hold = OPS_ALL;
-        start_polling(&poller);
+        poller_start(&poller, env.ctx, 1);
         for (unsigned i = 0; i < 2; i++) {
             calls[i] = call_of(CALL_READ, 1, i);
             start_asleep(&calls[i]);
         }
         tape_finish_all(&disk, 0, 0);
         image_await(image, 0);
-        stop_polling(poller);
+        poller_stop(&poller);
         close_scene();
         ASSERT_CODE(call_join(&calls[0]), 0);
         ASSERT_CODE(call_join(&calls[1]), 0);
