@@ -9,4 +9,13 @@ bool blkrepl__stretch(enum stretch_site site)
 {
     return blkrepl__stretch_hook != NULL && blkrepl__stretch_hook(site);
 }
+
+void (*blkrepl__record_hook)(enum record_entry entry, uint32_t lane);
+
+void blkrepl__record(enum record_entry entry, uint32_t lane)
+{
+    if (blkrepl__record_hook != NULL) {
+        blkrepl__record_hook(entry, lane);
+    }
+}
 #endif

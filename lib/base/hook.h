@@ -12,6 +12,8 @@
 #ifndef BLKREPL_BASE_HOOK_H
 #define BLKREPL_BASE_HOOK_H
 
+#include <stdint.h>
+
 #include "base/compiler.h"
 
 enum stretch_site {
@@ -41,15 +43,31 @@ enum stretch_site {
     STRETCH_SITE_COUNT
 };
 
+/* How a thread came to hold a lock of the library.  RECORD(KIND, lane) stands right
+ * behind each place that takes one, so that a test learns the order in which threads
+ * enter: what a call does before its first entry depends on nothing that others do. */
+enum record_entry {
+    RECORD_ENTER, /* a call begins */
+    RECORD_BACK,  /* it comes back from code of the host */
+    RECORD_WOKEN  /* a poll has slept */
+};
+
 #ifdef BLKREPL_HOOKS
 #define STRETCH(site) UNLIKELY(blkrepl__stretch(STRETCH_##site))
+#define RECORD(kind, lane) blkrepl__record(RECORD_##kind, lane)
 
 /* Set by a test; NULL: nothing is ever stretched. */
 extern bool (*blkrepl__stretch_hook)(enum stretch_site site);
 
 bool blkrepl__stretch(enum stretch_site site);
+
+/* Set by a test that records the order of entries; called with the lock held. */
+extern void (*blkrepl__record_hook)(enum record_entry entry, uint32_t lane);
+
+void blkrepl__record(enum record_entry entry, uint32_t lane);
 #else
 #define STRETCH(site) false
+#define RECORD(kind, lane) ((void)0)
 #endif
 
 #endif

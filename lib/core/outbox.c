@@ -60,6 +60,7 @@ void blkrepl__completion_release(const struct blkrepl_context *ctx, const blkrep
 void blkrepl__enter(struct blkrepl_context *ctx)
 {
     pthread_mutex_lock(&ctx->lock);
+    RECORD(ENTER, 0);
     ctx->inside++;
 }
 
@@ -292,6 +293,7 @@ void blkrepl__wake_sleepers(struct blkrepl_context *ctx)
             pthread_mutex_unlock(&ctx->lock);
             blkrepl__wake_signal(&ctx->lanes[i].wake);
             pthread_mutex_lock(&ctx->lock);
+            RECORD(BACK, i);
         }
     }
 }

@@ -89,6 +89,7 @@ static int poll_callbacks(struct blkrepl_context *ctx, struct lane *lane, int mo
         pthread_mutex_unlock(&ctx->lock);
         deliveries_run(ctx, fetched, count);
         pthread_mutex_lock(&ctx->lock);
+        RECORD(BACK, 0);
         total += count;
     }
     return total;
@@ -111,6 +112,7 @@ static int poll_events(struct blkrepl_context *ctx, struct lane *lane, int most)
         ctx->sink.fn(ctx->sink.user, &event);
         blkrepl__host_leave(&frame);
         pthread_mutex_lock(&ctx->lock);
+        RECORD(BACK, 0);
     }
     return count;
 }
@@ -223,6 +225,7 @@ static void poll_sleep(struct blkrepl_context *ctx, uint32_t number, uint64_t un
     pthread_mutex_unlock(&ctx->lock);
     blkrepl__wake_wait(&lane->wake, timeout_ns);
     pthread_mutex_lock(&ctx->lock);
+    RECORD(WOKEN, number);
     lane_disarm(lane);
 }
 
@@ -240,6 +243,7 @@ static void poll_idle(struct blkrepl_context *ctx, uint32_t lane, uint64_t until
         pthread_mutex_unlock(&ctx->lock);
         helped = helper.help(helper.user);
         pthread_mutex_lock(&ctx->lock);
+        RECORD(WOKEN, lane);
     }
     if (!helped) {
         poll_sleep(ctx, lane, until_ns);
@@ -472,6 +476,7 @@ int blkrepl_poll_arm(blkrepl_context *ctx, uint32_t lane, uint64_t *deadline_ns)
         return 0;
     }
     pthread_mutex_lock(&ctx->lock);
+    RECORD(ENTER, lane);
     rc = lane_arm(ctx, lane) ? 0 : 1;
     *deadline_ns = rc == 0 ? ctx->lanes[lane].armed_deadline_ns : blkrepl__now(ctx);
     pthread_mutex_unlock(&ctx->lock);

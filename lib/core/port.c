@@ -288,6 +288,7 @@ void blkrepl__port_flush(struct port_queue *queue)
         port->ops.submit(port->backend, queue->lane, ios, count);
         blkrepl__host_leave(&frame);
         pthread_mutex_lock(&ctx->lock);
+        RECORD(BACK, queue->lane);
         blkrepl__collect_frame(ctx, &frame);
         port->inside--;
         atomic_store(&queue->held, false);
@@ -314,6 +315,7 @@ void blkrepl__port_cancel(struct request *request)
     port->ops.cancel(port->backend, id);
     blkrepl__host_leave(&frame);
     pthread_mutex_lock(&ctx->lock);
+    RECORD(BACK, 0);
     port->inside--;
     blkrepl__port_check_close(port);
 }
@@ -382,5 +384,6 @@ void blkrepl__port_close(struct port *port)
     }
     port->freed(port);
     pthread_mutex_lock(&ctx->lock);
+    RECORD(BACK, 0);
     ctx->ports--;
 }

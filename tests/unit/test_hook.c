@@ -67,12 +67,51 @@ static void hook_puts_off_and_loses_nothing(void **state)
     script_fini(&disk);
 }
 
+static unsigned entries[RECORD_WOKEN + 1];
+
+static void count_entry(enum record_entry entry, uint32_t lane)
+{
+    (void)lane;
+    entries[entry]++;
+}
+
+/* Each call enters once; what it gives to a backend, or calls back, it comes back from. */
+static void hook_records_entries(void **state)
+{
+    struct rig rig = {0};
+    struct script disk;
+    struct done done;
+    blkrepl_completion completion = done_of(&done);
+    blkrepl_image *image;
+
+    (void)state;
+    rig_open(&rig, NULL);
+    script_init(&disk, 1u << 16);
+    image = script_open(&disk, &rig);
+    memset(entries, 0, sizeof entries);
+    blkrepl__record_hook = count_entry;
+    assert_int_equal(blkrepl_image_flush(image, 0, &completion), 0);
+    assert_int_equal(entries[RECORD_ENTER], 1);
+    assert_int_equal(entries[RECORD_BACK], 1);
+    while (done.calls == 0) {
+        blkrepl_poll(rig.ctx, 0, 0);
+    }
+    assert_true(entries[RECORD_ENTER] > 1);
+    assert_int_equal(entries[RECORD_WOKEN], 0);
+    blkrepl__record_hook = NULL;
+    done_assert(&done, 0);
+    blkrepl_image_close(image);
+    rig_close(&rig);
+    script_fini(&disk);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hook_that_is_not_set_stretches_nothing),
         cmocka_unit_test(hook_is_asked_for_the_place_where_it_stands),
         cmocka_unit_test(hook_puts_off_and_loses_nothing),
+        cmocka_unit_test(hook_records_entries),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
