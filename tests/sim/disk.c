@@ -225,7 +225,7 @@ static bool is_refusal(const struct disk_request *r, int result)
     return result == -ENOTSUP && (r->op == BLKREPL_OP_ZEROES || r->op == BLKREPL_OP_DISCARD);
 }
 
-static void note_failure(struct disk *disk, const struct disk_request *r, int result)
+void disk_note_failure(struct disk *disk, const struct disk_request *r, int result)
 {
     if (disk->failure_count < FAILURES_MAX) {
         disk->failures[disk->failure_count] =
@@ -256,7 +256,7 @@ static void perform(struct disk *disk, struct disk_request *r, int result)
     uint32_t extents = 0;
 
     if (is_refusal(r, result)) {
-        note_failure(disk, r, result);
+        disk_note_failure(disk, r, result);
         return;
     }
     if (result != 0) {
@@ -269,7 +269,7 @@ static void perform(struct disk *disk, struct disk_request *r, int result)
         } else if (r->op == BLKREPL_OP_FLUSH) {
             power_flush_failed(disk);
         }
-        note_failure(disk, r, result);
+        disk_note_failure(disk, r, result);
         return;
     }
     if (r->op == BLKREPL_OP_READ) {

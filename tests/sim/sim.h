@@ -549,6 +549,7 @@ void disk_payload(const struct disk *disk, const struct disk_request *request, u
 uint8_t disk_discard_byte(const struct disk *disk, uint64_t position);
 bool disk_has_answered(const struct disk *disk, int code);
 bool disk_is_source(const struct disk *disk);
+void disk_note_failure(struct disk *disk, const struct disk_request *request, int result);
 bool disk_refuses_zeroes(const struct disk *disk);
 
 /* power.c: caches, and what survives. */
