@@ -247,6 +247,7 @@ bool blkrepl__quick_call(struct blkrepl_image *image, const struct guest_call *c
         return false;
     }
     pthread_mutex_lock(&lane->lock);
+    RECORD(ENTER, call->lane);
     blkrepl__lane_collect(ctx, lane);
     guest = quick_accept(image, call, done);
     if (guest != NULL) {
@@ -276,6 +277,7 @@ bool blkrepl__quick_begin(struct blkrepl_image *image, const blkrepl_bracket *wh
         return false;
     }
     pthread_mutex_lock(&lane->lock);
+    RECORD(ENTER, what->lane);
     blkrepl__lane_collect(image->ctx, lane);
     if (quick_open(image)) {
         guest = quick_take(image, what->lane);
@@ -310,6 +312,7 @@ bool blkrepl__quick_end(struct blkrepl_context *ctx, uint64_t token)
     }
     lane = lane_of_slot(ctx, index);
     pthread_mutex_lock(&lane->lock);
+    RECORD(ENTER, (uint32_t)(lane - ctx->lanes));
     if (atomic_load(&ctx->slots[index].quick)) {
         struct guest *guest = blkrepl__guest_of_slot(ctx, (uint32_t)index);
 

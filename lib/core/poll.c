@@ -191,14 +191,18 @@ static void lane_disarm(struct lane *lane)
 static bool lane_arm(struct blkrepl_context *ctx, uint32_t number)
 {
     struct lane *lane = &ctx->lanes[number];
+    bool sleeper;
 
     lane->armed_deadline_ns = number == 0 ? blkrepl__timer_next(&ctx->timers) : BLKREPL_FOREVER;
     atomic_store_explicit(&lane->arm_pending, true, memory_order_relaxed);
-    atomic_store(&lane->armed, true);
+    sleeper = atomic_exchange(&lane->armed, true);
     /* A completion from here on sees that we are armed; look once more for one
-     * that came before. */
+     * that came before.  Who sleeps already is not robbed of the signal: whoever made
+     * the lane busy may still be on its way to send it. */
     if (blkrepl__lane_busy(ctx, number)) {
-        atomic_store(&lane->armed, false);
+        if (!sleeper) {
+            atomic_store(&lane->armed, false);
+        }
         return false;
     }
     return true;
@@ -359,6 +363,7 @@ static int poll_quick(struct blkrepl_context *ctx, uint32_t number, uint64_t tim
     int count;
 
     pthread_mutex_lock(&lane->lock);
+    RECORD(ENTER, number);
     count = atomic_load(&lane->polling) == LANE_FREE ? poll_quick_fetch(ctx, lane, fetched) : -1;
     if (count < 0 || (count == 0 && timeout_ns > 0)) {
         pthread_mutex_unlock(&lane->lock);
@@ -445,6 +450,7 @@ int blkrepl_poll(blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
  * something to do, or it is to be asked for with that lock. */
 static bool arm_quick(struct blkrepl_context *ctx, struct lane *lane)
 {
+    bool sleeper;
     bool waits;
 
     if (lane == &ctx->lanes[0] || poll_slow_due(ctx, lane)) {
@@ -452,10 +458,11 @@ static bool arm_quick(struct blkrepl_context *ctx, struct lane *lane)
     }
     pthread_mutex_lock(&lane->lock);
     atomic_store_explicit(&lane->arm_pending, true, memory_order_relaxed);
-    atomic_store(&lane->armed, true);
+    RECORD(ENTER, (uint32_t)(lane - ctx->lanes));
+    sleeper = atomic_exchange(&lane->armed, true);
     waits = lane_quick_waits(lane) || poll_slow_due(ctx, lane);
     pthread_mutex_unlock(&lane->lock);
-    if (waits) {
+    if (waits && !sleeper) {
         atomic_store(&lane->armed, false);
     }
     return !waits;

@@ -65,6 +65,7 @@ static void quick_flush_batch(struct blkrepl_context *ctx, struct lane *lane,
     port->ops.submit(port->backend, queue->lane, ios, count);
     blkrepl__host_leave(&frame);
     pthread_mutex_lock(&lane->lock);
+    RECORD(BACK, queue->lane);
     blkrepl__lane_collect_frame(ctx, lane, &frame);
 }
 
