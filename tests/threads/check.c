@@ -27,6 +27,12 @@ typedef unsigned long long ull;
 static uint32_t near_count[VDISKS_MAX][BLOCKS];
 static uint16_t near[VDISKS_MAX][BLOCKS][OPS_MAX];
 
+/* The answer of a blocking call is its result. */
+static bool was_refused(const struct op *op)
+{
+    return op->answer == -ESHUTDOWN || (op->answer < 0 && !op->blocking);
+}
+
 static void find_near(void)
 {
     for (uint32_t disk = 0; disk < VDISKS_MAX; disk++) {
@@ -37,7 +43,7 @@ static void find_near(void)
     for (uint32_t i = 0; i < world.op_count; i++) {
         const struct op *op = &world.ops[i];
 
-        if (!op_writes(op) || op->answer < 0 || op->bytes == 0) {
+        if (!op_writes(op) || was_refused(op) || op->bytes == 0) {
             continue;
         }
         for (uint64_t block = op->offset / 512; block <= (op->offset + op->bytes - 1) / 512;
@@ -86,7 +92,7 @@ static const struct op *writer_of(const struct view *view, uint64_t word, uint64
              covers(op, word) && op->opcode == BLKREPL_OP_WRITE,
          "%s %u: word %llu holds %llx, which is not of there", view->what, view->number, (ull)word,
          (ull)value);
-    MUST(op->answer >= 0 && op->result != -ECANCELED,
+    MUST(!was_refused(op) && op->result != -ECANCELED,
          "%s %u: word %llu is of op %llu, which was refused or cancelled", view->what, view->number,
          (ull)word, (ull)number);
     MUST(op->begin < view->high, "%s %u: word %llu is of op %llu, which came later", view->what,
@@ -199,13 +205,15 @@ static void check_op(uint32_t number)
     if (state == OP_NONE) {
         return;
     }
+    callbacks = op->blocking ? 0 : callbacks;
     MUST(state == OP_OVER && atomic_load(&op->callbacks) == callbacks &&
-             atomic_load(&op->releases) == 1,
+             atomic_load(&op->releases) == !op->blocking,
          "op %u answered %d: state %u, %u callbacks, %u releases", number, op->answer, state,
          atomic_load(&op->callbacks), atomic_load(&op->releases));
     world.counts.requests++;
     world.counts.waits += op->answer == BLKREPL_WAIT;
-    if (op->answer < 0) {
+    world.counts.blocking += op->blocking;
+    if (was_refused(op)) {
         return;
     }
     check_result(number);

@@ -30,6 +30,7 @@ struct guest {
     uint32_t depth; /* requests at once                                       */
     bool alone;     /* on its lane                                            */
     bool over;
+    bool blocking; /* a thread that waits for each of its requests            */
     uint64_t rng;
     enum sleep_style style;
 };
@@ -181,6 +182,29 @@ int request_call(blkrepl_image *image, struct op *op, const blkrepl_completion *
     return blkrepl_image_status(image, op->lane, op->offset, op->bytes, op->extents, 4, done);
 }
 
+static int wait_call(struct op *op, const blkrepl_bracket *what)
+{
+    blkrepl_image *image = disk_of(op)->image;
+
+    if (op->bracket) {
+        return blkrepl_write_begin_wait(image, what, &op->token);
+    }
+    switch (op->opcode) {
+    case BLKREPL_OP_READ:
+        return blkrepl_image_read_wait(image, op->lane, op->offset, op->iov, op->iov_count, 0);
+    case BLKREPL_OP_WRITE:
+        return blkrepl_image_write_wait(image, op->lane, op->offset, op->iov, op->iov_count,
+                                        op->flags);
+    case BLKREPL_OP_ZEROES:
+        return blkrepl_image_write_zeroes_wait(image, op->lane, op->offset, op->bytes, op->flags);
+    case BLKREPL_OP_DISCARD:
+        return blkrepl_image_discard_wait(image, op->lane, op->offset, op->bytes, 0);
+    case BLKREPL_OP_FLUSH: return blkrepl_image_flush_wait(image, op->lane);
+    default: break;
+    }
+    return blkrepl_image_status_wait(image, op->lane, op->offset, op->bytes, op->extents, 4);
+}
+
 static int op_call(struct op *op)
 {
     blkrepl_completion done = {
@@ -192,6 +216,9 @@ static int op_call(struct op *op)
                             .lane = op->lane,
                             .flags = op->flags};
 
+    if (op->blocking) {
+        return wait_call(op, &what);
+    }
     return op->bracket ? blkrepl_write_begin(disk_of(op)->image, &what, &done, &op->token)
                        : request_call(disk_of(op)->image, op, &done);
 }
@@ -220,6 +247,21 @@ static void op_answered(struct op *op)
     atomic_store_explicit(&op->state, OP_OVER, memory_order_release);
 }
 
+/* A blocking call has returned: its answer is the result, or the GO. */
+static void op_waited(struct op *op)
+{
+    bool go = op->answer == 0 && op->bracket;
+
+    MUST(op->answer <= 0 && (op->token == 0) == !go, "op %u answered %d, token %llu",
+         (uint32_t)(op - world.ops), op->answer, (unsigned long long)op->token);
+    if (go) {
+        claim(op, true);
+    }
+    op->result = op->answer;
+    op->end = stamp();
+    atomic_store_explicit(&op->state, go ? OP_GO : OP_OVER, memory_order_release);
+}
+
 static void op_make(struct op *op)
 {
     struct entry *entry;
@@ -228,8 +270,15 @@ static void op_make(struct op *op)
     entry = record_call(ENTRY_REQUEST, op->lane, (uint32_t)(op - world.ops), op_pack(op),
                         op->offset, op->bytes);
     op->begin = stamp();
-    op->answer = record_answer(entry, op_call(op));
-    op_answered(op);
+    if (op->blocking) {
+        me->polls_lane = op->lane;
+        op->answer = record_answer(entry, op_call(op));
+        me->polls_lane = UINT32_MAX;
+        op_waited(op);
+    } else {
+        op->answer = record_answer(entry, op_call(op));
+        op_answered(op);
+    }
 }
 
 /* ---- Guests -------------------------------------------------------------------- */
@@ -283,6 +332,7 @@ static void op_draw(struct op *op, const struct guest *g, uint64_t *rng)
     op->opcode = ops[dice_below(rng, 12)];
     op->disk = (uint32_t)dice_below(rng, world.plan.sources);
     op->lane = g->lane;
+    op->blocking = g->blocking;
     op->bracket = op->opcode != BLKREPL_OP_READ && op->opcode != BLKREPL_OP_STATUS &&
                   dice_chance(rng, world.plan.beside_percent);
     if (op->opcode == BLKREPL_OP_WRITE || op->opcode == BLKREPL_OP_ZEROES) {
@@ -360,7 +410,8 @@ static uint32_t guest_look(struct guest *g, bool *acted)
         if (state == OP_GO) {
             bracket_finish(op, &g->rng);
             *acted = true;
-        } else if (op->bracket && op->cancel_answer == NOT_CANCELLED && dice_chance(&g->rng, 3)) {
+        } else if (op->bracket && state == OP_CALLED && op->cancel_answer == NOT_CANCELLED &&
+                   dice_chance(&g->rng, 3)) {
             bracket_cancel(op);
             *acted = true;
         }
@@ -372,7 +423,8 @@ static void guest_wait(const struct guest *g, uint32_t open)
 {
     enum sleep_style style = world.plan.host_clock && g->style != SLEEP_FD ? SLEEP_NOT : g->style;
 
-    if (style == SLEEP_FOREVER && (!g->alone || open == 0)) {
+    /* What is called back in another thread's poll wakes nobody here. */
+    if (style == SLEEP_FOREVER && (!g->alone || open == 0 || world.plan.shut_early)) {
         style = SLEEP_SHORT;
     }
     if (style == SLEEP_FD) {
@@ -574,7 +626,8 @@ static void reset(void)
         guests[i] = (struct guest){.number = i, .rng = world.plan.seed * 977 + i};
         guests[i].lane = 1 + i % world.plan.lanes;
         guests[i].alone = world.plan.lanes >= world.plan.guests;
-        guests[i].depth = (uint32_t)dice_below(&guests[i].rng, 12) + 1;
+        guests[i].blocking = dice_chance(&guests[i].rng, world.plan.blocking_percent);
+        guests[i].depth = guests[i].blocking ? 1 : (uint32_t)dice_below(&guests[i].rng, 12) + 1;
         guests[i].style = (enum sleep_style)dice_below(&guests[i].rng, SLEEP_STYLES);
     }
 }

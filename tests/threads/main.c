@@ -55,7 +55,8 @@ uint64_t stamp(void)
 uint64_t op_pack(const struct op *op)
 {
     return (uint64_t)op->opcode | (uint64_t)op->disk << 8 | (uint64_t)op->flags << 16 |
-           (uint64_t)op->iov_count << 24 | (uint64_t)op->bracket << 32;
+           (uint64_t)op->iov_count << 24 | (uint64_t)op->bracket << 32 |
+           (uint64_t)op->blocking << 33;
 }
 
 void op_unpack(struct op *op, uint64_t packed)
@@ -64,7 +65,8 @@ void op_unpack(struct op *op, uint64_t packed)
     op->disk = packed >> 8 & 255;
     op->flags = packed >> 16 & 255;
     op->iov_count = packed >> 24 & 255;
-    op->bracket = packed >> 32 != 0;
+    op->bracket = (packed >> 32 & 1) != 0;
+    op->blocking = (packed >> 33 & 1) != 0;
 }
 
 /* ---- The plan -------------------------------------------------------------------- */
@@ -112,6 +114,8 @@ void plan_draw(struct plan *plan, uint64_t seed, bool one_thread, uint32_t guest
     plan->shut_early = dice_chance(&rng, 10) && !one_thread;
     plan->stretch_percent =
         dice_chance(&rng, 40) && !one_thread ? (uint32_t)dice_below(&rng, 20) : 0;
+    plan->blocking_percent =
+        plan->host_clock || dice_chance(&rng, 50) ? 0 : (uint32_t)dice_below(&rng, 101);
     c->struct_size = sizeof *c;
     c->lane_count = lanes + 1;
     c->requests_max = dice_chance(&rng, 20) ? (uint32_t)dice_below(&rng, 6) + 1 : 32;
@@ -201,7 +205,7 @@ static void run(const char *log, bool replay)
     uint32_t count;
     bool whole;
 
-    alarm(120);
+    alarm(30);
     atomic_store(&world.locks, 0);
     live_run();
     check_run();
@@ -221,9 +225,9 @@ static void summary(void)
 {
     const struct tally *c = &world.counts;
 
-    printf("requests=%" PRIu64 " waited=%" PRIu64 " backups: done=%" PRIu64 " failed=%" PRIu64
-           " cancelled=%" PRIu64 "\n",
-           c->requests, c->waits, c->done, c->failed, c->cancelled);
+    printf("requests=%" PRIu64 " waited=%" PRIu64 " blocking=%" PRIu64 " backups: done=%" PRIu64
+           " failed=%" PRIu64 " cancelled=%" PRIu64 "\n",
+           c->requests, c->waits, c->blocking, c->done, c->failed, c->cancelled);
     printf("replays=%" PRIu64 " exact=%" PRIu64 " backups: done=%" PRIu64
            " answers: compared=%" PRIu64 " different=%" PRIu64 " completions: early=%" PRIu64 "\n",
            c->replays, c->exact, c->replayed_done, c->compared, c->differ, c->early);

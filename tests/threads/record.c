@@ -25,15 +25,16 @@ static struct entry *merged;
 #ifdef BLKREPL_HOOKS
 static void entered(enum record_entry kind, uint32_t lane)
 {
+    (void)lane;
     atomic_fetch_add_explicit(&world.locks, 1, memory_order_relaxed);
     if (me == NULL || me->open == NULL) {
         return;
     }
     if (me->open->ticket == 0) {
         me->open->ticket = stamp();
-    } else if (kind == RECORD_WOKEN) {
-        /* Not by record_call(): the poll is still open. */
-        record_note(ENTRY_WOKEN, lane, 0, 0, 0, 0);
+    } else if (kind == RECORD_WOKEN || (kind == RECORD_ENTER && me->open->kind == ENTRY_REQUEST)) {
+        /* A poll goes on, or a blocking call polls.  Not by record_call(): the call is open. */
+        record_note(ENTRY_WOKEN, me->open->lane, 0, 0, 0, 0);
     }
 }
 

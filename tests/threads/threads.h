@@ -54,8 +54,9 @@ struct plan {
     uint32_t beside_percent;
     uint32_t stretch_percent; /* the library is held back                     */
     bool one_thread;
-    bool host_clock; /* a clock of the host: polls do not sleep               */
-    bool shut_early; /* the context is freed in the middle                    */
+    bool host_clock;           /* a clock of the host: polls do not sleep               */
+    uint32_t blocking_percent; /* of the guests                               */
+    bool shut_early;           /* the context is freed in the middle                    */
     blkrepl_context_options context;
     struct vdisk_plan disk[VDISKS_MAX];
 };
@@ -100,6 +101,7 @@ struct op {
     uint64_t offset;
     uint64_t bytes;
     bool bracket;
+    bool blocking; /* the call returns when it is over, or has its GO         */
     uint32_t iov_count;
     blkrepl_iovec iov[3];
     blkrepl_extent extents[4];
@@ -229,6 +231,7 @@ struct tally {
     uint64_t calls;
     uint64_t requests;
     uint64_t waits;
+    uint64_t blocking;
     uint64_t entries;
     uint64_t locks; /* taken by threads inside the library                    */
     uint64_t done;
