@@ -234,7 +234,7 @@ static void ghost_submit(void *user, uint32_t lane, blkrepl_io *const *ios, uint
 {
     const struct ghost *ghost = user;
 
-    EXPECT((lane == 0 || sim.entry.kind == ENTRY_FREE || sim.entry.lane == lane) && ghost->opened &&
+    EXPECT((lane == 0 || sim.entry.kind == DOING_FREE || sim.entry.lane == lane) && ghost->opened &&
                !ghost->closed,
            "a submit to a ghost, of lane %u", lane);
     for (uint32_t i = 0; i < count; i++) {
@@ -377,7 +377,7 @@ static void ghost_request(struct ghost *ghost)
 {
     uint32_t lane = lanes_draw();
     blkrepl_completion done = {.fn = ghost_done, .user = &ghost_lanes[lane]};
-    struct entry outer;
+    struct being outer;
     uint64_t bytes = rng_below(GHOST_BYTES + 1);
     uint64_t offset = ghost->info.bytes;
     blkrepl_iovec *iov;
@@ -392,7 +392,7 @@ static void ghost_request(struct ghost *ghost)
     sim.pending++;
     sim.lane_pending[lane]++;
     sim.ghosts_pending[lane]++;
-    outer = lanes_enter(ENTRY_CALL, lane);
+    outer = lanes_enter(DOING_CALL, lane);
     switch (rng_below(4)) {
     case 0: answer = blkrepl_image_write(ghost->image, lane, offset, iov, 1, 0, &done); break;
     case 1: answer = blkrepl_image_write_zeroes(ghost->image, lane, offset, bytes, 0, &done); break;
@@ -445,7 +445,7 @@ static int ghost_open(struct ghost *ghost)
 static void contract_ghost(void)
 {
     struct ghost *ghost = &ghosts[ghost_count];
-    struct entry outer;
+    struct being outer;
     blkrepl_image *image;
     bool sane;
     int answer;
@@ -473,7 +473,7 @@ static void contract_ghost(void)
     }
     image = ghost->image;
     ghost->image = NULL;
-    outer = lanes_enter(ENTRY_CLOSE, 0);
+    outer = lanes_enter(DOING_CLOSE, 0);
     blkrepl_image_close(image);
     sim.entry = outer;
 }
@@ -495,12 +495,12 @@ static void contract_act(void)
 /* From inside a backend, which may complete what belongs to another one. */
 void contract_inside(void)
 {
-    struct entry outer;
+    struct being outer;
 
     if (sim.quiet || !rng_chance(sim.options.contract_percent)) {
         return;
     }
-    outer = lanes_enter(ENTRY_HOST, 0);
+    outer = lanes_enter(DOING_HOST, 0);
     if (rng_chance(30)) {
         disk_progress(&sim.disks[rng_below(sim.options.disks)]);
     } else {

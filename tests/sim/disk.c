@@ -517,12 +517,12 @@ static void disk_open(struct disk *disk)
 void disk_close_handle(struct disk *disk)
 {
     blkrepl_image *image = disk->image;
-    struct entry outer;
+    struct being outer;
 
     EVENT("the handle of image %n is closed", disk->index);
     disk->image = NULL;
     inside_calls(CALL_CLOSE);
-    outer = lanes_enter(ENTRY_CLOSE, 0);
+    outer = lanes_enter(DOING_CLOSE, 0);
     blkrepl_image_close(image);
     sim.entry = outer;
 }

@@ -98,17 +98,17 @@ static uint8_t *arena_take(uint64_t bytes)
     return sim.arena + at;
 }
 
-static struct entry callback_enter(const char *what, const struct request *r)
+static struct being callback_enter(const char *what, const struct request *r)
 {
     EXPECT(!sim.gone, "%s after context_free", what);
     EXPECT(sim.depth > 0, "%s outside of a poll", what);
     EXPECT(lanes_in_poll(r->lane), "%s of lane %u in a poll of lane %u", what, r->lane, sim.polled);
     sim.callbacks++;
     sim.callback_depth++;
-    return lanes_enter(ENTRY_HOST, 0);
+    return lanes_enter(DOING_HOST, 0);
 }
 
-static void callback_leave(enum inside where, struct entry outer)
+static void callback_leave(enum inside where, struct being outer)
 {
     inside(where);
     sim.entry = outer;
@@ -141,7 +141,7 @@ static void request_fn(void *user, int result)
 {
     struct request *r = user;
     int index = (int)(r - sim.requests);
-    struct entry outer;
+    struct being outer;
 
     EVENT("request %n is done: %r", (ull)index, NEGATED(result));
     outer = callback_enter("a completion", r);
@@ -353,7 +353,7 @@ static void through(struct disk *disk, uint32_t op, uint32_t lane)
     }
     EVENT("request %n: %o %n+%n, tag %n", sim.request_count - 1, op, r->offset, r->bytes, r->tag);
     if (request_called(r)) {
-        struct entry outer = lanes_enter(ENTRY_CALL, lane);
+        struct being outer = lanes_enter(DOING_CALL, lane);
         int answer = through_call(r, &done);
 
         sim.entry = outer;
@@ -367,7 +367,7 @@ static void bracket_go(void *user, int result)
 {
     struct request *r = user;
     int index = (int)(r - sim.requests);
-    struct entry outer;
+    struct being outer;
 
     EVENT("bracket %n: go, %r", (ull)index, NEGATED(result));
     outer = callback_enter("a go", r);
@@ -393,7 +393,7 @@ static void beside(struct disk *disk, uint32_t op, uint32_t lane)
     blkrepl_bracket what = {.struct_size = sizeof what, .opcode = op, .lane = lane};
     blkrepl_completion go = {
         .fn = bracket_go, .user = r, .release = r->no_release ? NULL : request_release};
-    struct entry outer;
+    struct being outer;
     int answer;
 
     r->bracket = true;
@@ -416,7 +416,7 @@ static void beside(struct disk *disk, uint32_t op, uint32_t lane)
         return;
     }
     inside_calls(CALL_BEGIN);
-    outer = lanes_enter(ENTRY_CALL, lane);
+    outer = lanes_enter(DOING_CALL, lane);
     answer = blkrepl_write_begin(disk->image, &what, &go, &r->token);
     sim.entry = outer;
     EXPECT((r->token == 0) == (answer < 0), "begin answered %d with token %llu", answer,
@@ -468,7 +468,7 @@ static void bracket_end(struct request *r)
     uint64_t token = r->token;
     bool full = rng_chance(30);
     int result = bracket_result(r);
-    struct entry outer;
+    struct being outer;
     int answer;
 
     EVENT("bracket %n ends: %r", (ull)(r - sim.requests), NEGATED(result));
@@ -479,7 +479,7 @@ static void bracket_end(struct request *r)
         oracle_guest_done(r);
     }
     inside_calls(CALL_END);
-    outer = lanes_enter(ENTRY_CALL, r->lane);
+    outer = lanes_enter(DOING_CALL, r->lane);
     answer =
         blkrepl_write_end(sim.ctx, token, result, full ? &data : NULL, full, full ? &done : NULL);
     sim.entry = outer;
@@ -490,7 +490,7 @@ static void bracket_end(struct request *r)
 static void bracket_cancel(struct request *r)
 {
     bool waits = r->state == REQUEST_PENDING;
-    struct entry outer;
+    struct being outer;
     int answer;
 
     EVENT("bracket %n is cancelled", (ull)(r - sim.requests));
@@ -499,7 +499,7 @@ static void bracket_cancel(struct request *r)
         request_over(r, -ECANCELED);
     }
     inside_calls(CALL_WRITE_CANCEL);
-    outer = lanes_enter(ENTRY_CALL, r->lane);
+    outer = lanes_enter(DOING_CALL, r->lane);
     answer = blkrepl_write_cancel(sim.ctx, r->token);
     sim.entry = outer;
     if (answer == -ENOENT && waits && sim.callback_depth > 0) {

@@ -110,14 +110,14 @@ static void hook_log(void *user, uint32_t level, const char *line)
 
 static void sink_event(void *user, const blkrepl_event *event)
 {
-    struct entry outer;
+    struct being outer;
 
     EXPECT(user == &sim && !sim.gone && sim.depth > 0, "an event at the wrong time");
     EVENT("event %e of %k %n: %r", event->type, event->object_kind, event->object_id,
           NEGATED(event->error));
     sim.callbacks++;
     sim.callback_depth++;
-    outer = lanes_enter(ENTRY_HOST, 0);
+    outer = lanes_enter(DOING_HOST, 0);
     if (event->type == BLKREPL_EVENT_ROOM) {
         EXPECT(event->object_kind == BLKREPL_OBJECT_LANE &&
                    event->object_id < sim.options.context.lane_count &&

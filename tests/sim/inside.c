@@ -67,7 +67,7 @@ static void open_one(void)
 {
     bool may_allocate = sim.may_allocate;
     bool failed = sim.alloc_failed;
-    struct entry outer;
+    struct being outer;
     blkrepl_image *image;
     int answer;
 
@@ -79,7 +79,7 @@ static void open_one(void)
            "open_memory answered %d", answer);
     sim.may_allocate = may_allocate;
     sim.alloc_failed = sim.alloc_failed || failed;
-    outer = lanes_enter(ENTRY_CLOSE, 0);
+    outer = lanes_enter(DOING_CLOSE, 0);
     blkrepl_image_close(image);
     sim.entry = outer;
 }
@@ -164,13 +164,13 @@ void inside(enum inside where)
 {
     uint32_t percent = sim.options.reenter_percent * (is_rare(where) ? 4 : 1);
     enum inside outer = sim.inside;
-    struct entry entry;
+    struct being entry;
 
     if ((sim.quiet && !sim.shutdown) || sim.dead || sim.reenter_depth > 1 || !rng_chance(percent)) {
         return;
     }
     sim.inside = where;
-    entry = lanes_enter(ENTRY_HOST, 0);
+    entry = lanes_enter(DOING_HOST, 0);
     sim.backend_depth += is_backend(where);
     sim.reenter_depth++;
     sim.counts.reentries++;

@@ -23,11 +23,11 @@ typedef unsigned long long ull;
 
 /* The library is about to be called, or calls the host.  The answer is put back into
  * sim.entry when that is over. */
-struct entry lanes_enter(enum entry_kind kind, uint32_t lane)
+struct being lanes_enter(enum doing kind, uint32_t lane)
 {
-    struct entry outer = sim.entry;
+    struct being outer = sim.entry;
 
-    sim.entry = (struct entry){.kind = kind, .lane = lane};
+    sim.entry = (struct being){.kind = kind, .lane = lane};
     return outer;
 }
 
@@ -40,8 +40,8 @@ bool lanes_in_poll(uint32_t lane)
 /* The library closes a backend: in a call about images, a poll of lane 0, a free. */
 void lanes_close(void)
 {
-    EXPECT(sim.entry.kind == ENTRY_CLOSE || sim.entry.kind == ENTRY_FREE ||
-               (sim.entry.kind == ENTRY_POLL && sim.entry.lane == 0),
+    EXPECT(sim.entry.kind == DOING_CLOSE || sim.entry.kind == DOING_FREE ||
+               (sim.entry.kind == DOING_POLL && sim.entry.lane == 0),
            "close inside a call of kind %d, lane %u", (int)sim.entry.kind, sim.entry.lane);
 }
 
@@ -95,8 +95,8 @@ void lanes_submit(struct disk *disk, uint32_t lane, blkrepl_io *const *ios, uint
 {
     EXPECT(lane < sim.options.context.lane_count && count > 0, "submit: lane %u count %u", lane,
            count);
-    EXPECT(lane == 0 || sim.entry.kind == ENTRY_FREE ||
-               (sim.entry.kind != ENTRY_HOST && sim.entry.lane == lane),
+    EXPECT(lane == 0 || sim.entry.kind == DOING_FREE ||
+               (sim.entry.kind != DOING_HOST && sim.entry.lane == lane),
            "submit of lane %u inside a call of kind %d, lane %u", lane, (int)sim.entry.kind,
            sim.entry.lane);
     EXPECT(disk->submitting[lane] < (lane == 0 ? 2 : 1), "disk %u: submit inside submit",
@@ -116,8 +116,8 @@ void lanes_submitted(struct disk *disk, uint32_t lane)
  * never does that. */
 void lanes_job_submit(uint32_t lane)
 {
-    EXPECT(lane == 0 && (sim.entry.kind == ENTRY_FREE ||
-                         (sim.entry.kind == ENTRY_POLL && sim.entry.lane == 0)),
+    EXPECT(lane == 0 && (sim.entry.kind == DOING_FREE ||
+                         (sim.entry.kind == DOING_POLL && sim.entry.lane == 0)),
            "a job's request on lane %u, inside a call of kind %d, lane %u", lane,
            (int)sim.entry.kind, sim.entry.lane);
 }
@@ -153,7 +153,7 @@ uint32_t lanes_draw_polled(void)
 
 int lanes_poll(uint32_t lane)
 {
-    struct entry outer = lanes_enter(ENTRY_POLL, lane);
+    struct being outer = lanes_enter(DOING_POLL, lane);
     int answer;
 
     sim.callbacks = 0;

@@ -138,16 +138,16 @@ enum call {
 };
 
 /* A call of the library that we are inside of. */
-enum entry_kind {
-    ENTRY_HOST, /* none: the library has called the host                   */
-    ENTRY_CALL, /* of guest I/O, or about a bracket                        */
-    ENTRY_POLL,
-    ENTRY_CLOSE, /* of an image's handle                                   */
-    ENTRY_FREE   /* of the context                                         */
+enum doing {
+    DOING_HOST, /* none: the library has called the host                   */
+    DOING_CALL, /* of guest I/O, or about a bracket                        */
+    DOING_POLL,
+    DOING_CLOSE, /* of an image's handle                                   */
+    DOING_FREE   /* of the context                                         */
 };
 
-struct entry {
-    enum entry_kind kind;
+struct being {
+    enum doing kind;
     uint32_t lane; /* of a call or a poll                                    */
 };
 
@@ -442,7 +442,7 @@ struct sim {
     uint32_t pending;                 /* requests and brackets that have not ended           */
     uint32_t lane_pending[LANES_MAX]; /* of them, those of a lane            */
     uint32_t ghosts_pending[LANES_MAX];
-    struct entry entry; /* the innermost                                     */
+    struct being entry; /* the innermost                                     */
     uint32_t polled;    /* the lane in whose poll we are                     */
     uint32_t unpolled;  /* the lane that nobody polls                        */
     bool freeing;       /* inside context_free()                             */
@@ -520,7 +520,7 @@ extern const char *const fault_names[FAULT_COUNT];
 void shrink(const struct sim_plan *plan);
 
 /* lanes.c: who polls which lane, and what belongs to one. */
-struct entry lanes_enter(enum entry_kind kind, uint32_t lane);
+struct being lanes_enter(enum doing kind, uint32_t lane);
 bool lanes_in_poll(uint32_t lane);
 void lanes_close(void);
 void lanes_submit(struct disk *disk, uint32_t lane, blkrepl_io *const *ios, uint32_t count);

@@ -197,7 +197,7 @@ static void phase_liveness(void)
 
 static bool context_try_free(void)
 {
-    struct entry outer = lanes_enter(ENTRY_FREE, 0);
+    struct being outer = lanes_enter(DOING_FREE, 0);
     int answer;
 
     sim.shutdown = true;
