@@ -5,6 +5,7 @@
 #   step TITLE COMMAND...    run a command (a function may be one) with its output in a log
 #   count PASSED FAILED      inside a step: cases that it has run
 #   simulate BUILD BASE SEEDS   inside a step: so many runs of the simulator
+#   threads BUILD SEED RUNS  inside a step: so many runs with threads, and their replays
 #   note TEXT                inside a step: what to say of it; the last one is in the table
 #   steps_end                the table and the closing line; returns 1 if something failed
 
@@ -41,6 +42,20 @@ simulate() {
     grep -E '^[a-z]+[=:]' "$log" | while read -r line; do note "$line"; done
     note "$(grep ^seeds= "$log")"
     [ $rc -eq 0 ] || note "$(grep ^FAILED "$log" | head -n 1 | cut -c1-100)"
+    return $rc
+}
+
+threads() {
+    local log=build/log/threads-$1-$2 rc=0 plain=()
+    # Without address randomisation, which some kernels overdo for ThreadSanitizer.
+    if [ "$1" = tsan ] && setarch -R true 2>/dev/null; then
+        plain=(setarch -R)
+    fi
+    "${plain[@]}" "build/$1/tests/blkrepl-threads" --seed "$2" --runs "$3" --keep "$log-failed" \
+        >"$log" 2>&1 || rc=$?
+    cat "$log"
+    grep -E '^[a-z]+=' "$log" | while read -r line; do note "$line"; done
+    [ $rc -eq 0 ] || note "$(grep -E '^FAILED|WARNING: Thread' "$log" | head -n 1 | cut -c1-100)"
     return $rc
 }
 

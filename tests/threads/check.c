@@ -92,7 +92,7 @@ static const struct op *writer_of(const struct view *view, uint64_t word, uint64
              covers(op, word) && op->opcode == BLKREPL_OP_WRITE,
          "%s %u: word %llu holds %llx, which is not of there", view->what, view->number, (ull)word,
          (ull)value);
-    MUST(!was_refused(op) && op->result != -ECANCELED,
+    MUST(!was_refused(op) && (op->result != -ECANCELED || !op->bracket),
          "%s %u: word %llu is of op %llu, which was refused or cancelled", view->what, view->number,
          (ull)word, (ull)number);
     MUST(op->begin < view->high, "%s %u: word %llu is of op %llu, which came later", view->what,

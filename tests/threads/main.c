@@ -12,16 +12,22 @@
 #include <unistd.h>
 
 static const char usage[] =
-    "usage: blkrepl-threads [--seed S] [--runs N] [--threads T] [--lanes L] [--one-thread]\n"
+    "usage: blkrepl-threads [--seed S] [--runs N] [--threads T] [--lanes L] [--one-thread | "
+    "--many]\n"
     "                       [--no-replay] [--keep FILE] [--log FILE]\n"
-    "                              N runs from seed S on, of T guests (8) on L lanes (8)\n"
-    "       blkrepl-threads --replay FILE         a run that was recorded\n"
-    "  --one-thread: all guests in one thread; the replay must be exactly the same\n"
+    "                              N runs (60) from seed S on, of T guests (8) on L lanes (8, 8, "
+    "3\n"
+    "                              or 1) and a lane for control\n"
+    "       blkrepl-threads --replay FILE         a run that was recorded, once more\n"
+    "  --one-thread: one thread for all (else every fourth run; --many: none); then the replay\n"
+    "                must be the same in everything\n"
     "  --keep FILE: the log of a run that fails (blkrepl-threads.log); --log FILE: of the last "
     "run\n";
 
 struct world world = {.verbs = PTHREAD_MUTEX_INITIALIZER};
 void (*on_failure)(void);
+
+#define LANES_MAX 32
 
 static const char *keep;
 static bool replaying;
@@ -205,7 +211,7 @@ static void run(const char *log, bool replay)
     uint32_t count;
     bool whole;
 
-    alarm(30);
+    alarm(60);
     atomic_store(&world.locks, 0);
     live_run();
     check_run();
@@ -242,6 +248,7 @@ static int replay_file(const char *path)
     struct entry *entries = record_load(path, &plan, &count);
 
     replaying = true;
+    alarm(60);
     world.plan = plan;
     replay_run(&plan, entries, count, &world.counts);
     free(entries);
@@ -249,31 +256,43 @@ static int replay_file(const char *path)
     return 0;
 }
 
-int main(int argc, char **argv)
+static const uint32_t some_lanes[] = {8, 8, 3, 1};
+
+static void run_all(int argc, char **argv)
 {
     uint64_t seed = number(argc, argv, "--seed", 1);
-    uint64_t runs = number(argc, argv, "--runs", 1);
-    uint64_t guests = number(argc, argv, "--threads", 8);
-    uint64_t lanes = number(argc, argv, "--lanes", 8);
-    bool one = flag(argc, argv, "--one-thread");
-    bool replay = !flag(argc, argv, "--no-replay") && (one || record_has_hook());
+    uint64_t runs = number(argc, argv, "--runs", 60);
+    uint32_t guests = (uint32_t)number(argc, argv, "--threads", 8);
+    bool replay = !flag(argc, argv, "--no-replay");
 
-    if (flag(argc, argv, "--help") || guests < 1 || guests > GUESTS_MAX || lanes < 1 ||
-        lanes > 200) {
-        fputs(usage, stderr);
-        return 2;
+    for (uint64_t i = seed; i < seed + runs; i++) {
+        uint32_t lanes = (uint32_t)number(argc, argv, "--lanes", some_lanes[i / 4 % 4]);
+        bool one = flag(argc, argv, "--one-thread") || (i % 4 == 0 && !flag(argc, argv, "--many"));
+
+        if (guests < 1 || guests > GUESTS_MAX || lanes < 1 || lanes > LANES_MAX) {
+            fputs(usage, stderr);
+            exit(2);
+        }
+        plan_draw(&world.plan, i, one, guests, lanes);
+        /* Without the hook the order of what several threads do is not known. */
+        run(text_option(argc, argv, "--log"), replay && (one || record_has_hook()));
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (flag(argc, argv, "--help")) {
+        fputs(usage, stdout);
+        return 0;
     }
     signal(SIGALRM, on_alarm);
     on_failure = keep_log;
+    keep = text_option(argc, argv, "--keep");
+    keep = keep != NULL ? keep : "blkrepl-threads.log";
     if (text_option(argc, argv, "--replay") != NULL) {
         return replay_file(text_option(argc, argv, "--replay"));
     }
-    keep = text_option(argc, argv, "--keep");
-    keep = keep != NULL ? keep : "blkrepl-threads.log";
-    for (uint64_t i = 0; i < runs; i++) {
-        plan_draw(&world.plan, seed + i, one, (uint32_t)guests, (uint32_t)lanes);
-        run(text_option(argc, argv, "--log"), replay);
-    }
+    run_all(argc, argv);
     summary();
     return 0;
 }

@@ -298,6 +298,7 @@ static void failed(const char *format)
     if (on_failure != NULL) {
         on_failure();
     }
+    fflush(stdout);
     _Exit(1);
 }
 

@@ -109,7 +109,7 @@ struct op {
     uint64_t token;
     uint64_t begin;
     int answer;
-    int cancel_answer; /* 1000: not cancelled                                 */
+    int cancel_answer; /* NOT_CANCELLED                                       */
     /* By whom the state says. */
     uint64_t end;
     int result;
@@ -281,6 +281,25 @@ extern void (*on_failure)(void);
 bool op_writes(const struct op *op);
 /* What write number `op` puts there; never 0. */
 uint64_t word_of(uint32_t op, uint64_t word);
+
+/* op.c */
+#define NOT_CANCELLED 1000
+enum op_state op_state_of(struct op *op);
+void op_make(struct op *op);
+/* It has got its GO: write, or give it up. */
+void bracket_finish(struct op *op, uint64_t *rng);
+/* It waits. */
+void bracket_cancel(struct op *op);
+
+/* guest.c */
+int live_poll(uint32_t lane, uint64_t timeout_ns);
+void live_wake(uint32_t lane);
+/* Arm, and sleep on the lane's descriptor. */
+void live_sleep(uint32_t lane, int timeout_ms);
+void guest_reset(void);
+/* One step; wait: it may sleep.  False: it is over. */
+bool guest_step(uint32_t number, bool wait);
+void *guest_thread(void *number);
 
 /* disk.c */
 int vdisk_open(struct vdisk *disk);
