@@ -47,7 +47,10 @@
 #define ROUNDS_MAX 51
 #define CLUSTER 65536
 #define BLOCK 4096
-#define BATCH 1024 /* second touch: writes in a row before it is another's turn */
+/* Second touch: writes in a row before it is another's turn, few enough to be
+ * over before the scheduler turns to something else, and the number of turns. */
+#define BATCH 48
+#define TURNS 1024
 
 static const char *dir = "/dev/shm";
 static uint64_t mib = 256;
@@ -366,21 +369,23 @@ static double touch_batch(int who, uint64_t from)
     return (double)(bench_now_ns() - begin) / BATCH;
 }
 
-/* In short turns, so that whatever else the machine does hits all alike. */
+/* In short turns, so that whatever else the machine does hits all alike; each in
+ * another part of the disk, so that nobody finds in the cache what another one
+ * has just written. */
 static void second_touch(int round)
 {
-    static double turn_ns[TOUCHES][64];
+    static double turn_ns[TOUCHES][TURNS];
     uint64_t copies = job_info().guest_copies_count;
 
-    for (uint64_t turn = 0; turn < 64; turn++) {
+    for (uint64_t turn = 0; turn < TURNS; turn++) {
         for (uint64_t i = 0; i < TOUCHES; i++) {
             int who = (int)((i + turn) % TOUCHES);
 
-            turn_ns[who][turn] = touch_batch(who, turn * BATCH);
+            turn_ns[who][turn] = touch_batch(who, turn * BATCH + i * clusters / TOUCHES);
         }
     }
     for (int who = 0; who < TOUCHES; who++) {
-        touch_ns[who][round] = bench_median(turn_ns[who], 64);
+        touch_ns[who][round] = bench_median(turn_ns[who], TURNS);
     }
     require(job_info().guest_copies_count == copies, "a second touch was a first one");
 }
