@@ -16,8 +16,10 @@
  * Of each phase the part counts during which all threads ran: rates are read
  * off the threads' counters, not off their ends.  "ns" is what one thread needs
  * for a request by the clock (with more threads than CPUs it waits for its turn
- * in that), "cpu ns" is without waiting, "sleeps" are voluntary context switches
- * per 1000 requests.  Ratios are taken round by round.
+ * in that), "cpu ns" is without waiting, "CPUs" is how many of them the threads had:
+ * where that is less than there are and "sleeps" (voluntary context switches per
+ * 1000 requests) is small too, somebody else had the rest, and the figures of
+ * that run say little.  Ratios are taken round by round.
  *
  *     lanes [--rounds N] [--ms N] [--threads N] [--quick] */
 #define _DEFAULT_SOURCE
@@ -418,6 +420,7 @@ static const struct contestant contestants[CONTESTANTS] = {
 struct series {
     double rate[ROUNDS_MAX];   /* requests per us, of all threads */
     double cpu_ns[ROUNDS_MAX]; /* per request */
+    double cpus[ROUNDS_MAX];
     double sleeps[ROUNDS_MAX]; /* per 1000 requests */
 };
 
@@ -433,6 +436,7 @@ static void measure(int size, int who, int round)
 
     results[size][who].rate[round] = made / reading.clock_ns * 1e3;
     results[size][who].cpu_ns[round] = reading.cpu_ns / made;
+    results[size][who].cpus[round] = reading.cpu_ns / reading.clock_ns;
     results[size][who].sleeps[round] = reading.sleeps / made * 1e3;
 }
 
@@ -457,15 +461,16 @@ static double median_of(const double *values)
 
 static void print_size(int size)
 {
-    printf("%d thread%s\n  %-28s %8s %8s %8s %8s %9s %9s\n", sizes[size],
-           sizes[size] > 1 ? "s" : "", "", "ns", "cpu ns", "M/s", "sleeps", "of mutex", "of 1 thr");
+    printf("%d thread%s\n  %-28s %8s %8s %8s %6s %8s %9s %9s\n", sizes[size],
+           sizes[size] > 1 ? "s" : "", "", "ns", "cpu ns", "M/s", "CPUs", "sleeps", "of mutex",
+           "of 1 thr");
     for (int who = 0; who < CONTESTANTS; who++) {
         struct series *s = &results[size][who];
         double rate = median_of(s->rate);
 
-        printf("  %-28s %8.1f %8.1f %8.2f %8.2f %9.2f %9.2f\n", contestants[who].name,
-               sizes[size] * 1e3 / rate, median_of(s->cpu_ns), rate, median_of(s->sleeps),
-               median_ratio(s->rate, results[size][MUTEX].rate),
+        printf("  %-28s %8.1f %8.1f %8.2f %6.2f %8.2f %9.2f %9.2f\n", contestants[who].name,
+               sizes[size] * 1e3 / rate, median_of(s->cpu_ns), rate, median_of(s->cpus),
+               median_of(s->sleeps), median_ratio(s->rate, results[size][MUTEX].rate),
                median_ratio(s->rate, results[0][who].rate));
     }
 }
