@@ -97,7 +97,9 @@ enum blkrepl_file_flags {
      *  shorter.  An existing file is never shortened. */
     BLKREPL_FILE_CREATE = 1,
     /** With CREATE: fail with -EEXIST if the file is there. */
-    BLKREPL_FILE_EXCLUSIVE = 2
+    BLKREPL_FILE_EXCLUSIVE = 2,
+    /** Go past the page cache (O_DIRECT); see blkrepl_image_open_file(). */
+    BLKREPL_FILE_DIRECT = 4
 };
 
 /** Options of the file backend. */
@@ -119,12 +121,24 @@ typedef struct blkrepl_file_options {
  *
  * The file is opened here and closed when the image is; it is not locked.
  *
+ * With DIRECT, data goes past the page cache.  What alignment that needs is asked
+ * of the system, at the latest by trying, and is in blkrepl_image_query();
+ * through the library any range and any buffer is good all the same, at the price
+ * of copies and of read-modify-write.  All reads and writes then go to the pool;
+ * see pool_threads_max for how many of them go on at once.  A write is not durable
+ * because it is direct: BLKREPL_IO_FUA and flushes mean what they always mean.
+ * What a file has behind its last aligned block is read and written through the
+ * page cache, by a second descriptor; the size does not change.
+ *
  * Ownership:  *out belongs to the caller; path is copied.
- * Thread:     any; may block as open(2) does.
+ * Thread:     any; may block as open(2) does, and with DIRECT for a read.
  * Returns:    0; -EINVAL bad option; -ENOTSUP neither a file nor a block
- *             device; -ENOSPC with CREATE: a block device is smaller than
- *             `bytes`; -EEXIST, -ENOENT, -EACCES or another errno of open(2),
- *             fstat(2) or ftruncate(2); -ENOMEM; -ESHUTDOWN;
+ *             device, or with DIRECT: the file system cannot go past the page
+ *             cache, or only with an alignment that images do not have (64 KiB
+ *             of requests, 4 KiB of memory); -ENOSPC with CREATE: a block device
+ *             is smaller than `bytes`; -ESTALE with DIRECT: the path was given to
+ *             another file meanwhile; -EEXIST, -ENOENT, -EACCES or another errno
+ *             of open(2), fstat(2) or ftruncate(2); -ENOMEM; -ESHUTDOWN;
  *             BLKREPL_ERR_VERSION.
  * Since:      0.1
  */

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "block/file_direct.h"
 #include "block/file_space.h"
 #include "block/file_status.h"
 
@@ -24,6 +25,12 @@
 #define FILE_QUEUE_DEPTH_MAX 4096
 #define FILE_MODE_DEFAULT 0600
 #define FILE_IOV_COUNT_MAX 1024
+#define FILE_FLAGS (uint32_t)(BLKREPL_FILE_CREATE | BLKREPL_FILE_EXCLUSIVE | BLKREPL_FILE_DIRECT)
+#ifdef O_DIRECT
+#define FILE_O_DIRECT O_DIRECT
+#else
+#define FILE_O_DIRECT 0
+#endif
 /* A device may carry out zeroes by writing them. */
 #define FILE_DEVICE_ZEROES_BYTES_MAX (UINT64_C(1) << 30)
 
@@ -119,8 +126,8 @@ static int file_get_info(void *user, blkrepl_backend_info *info)
         info->opcodes |= 1u << BLKREPL_OP_STATUS;
     }
     info->queue_depth = fb->queue_depth;
-    info->request_alignment = 1;
-    info->memory_alignment = 1;
+    info->request_alignment = fb->file.request_alignment;
+    info->memory_alignment = fb->file.memory_alignment;
     info->iov_count_max = FILE_IOV_COUNT_MAX;
     info->cluster_bytes = 0;
     if (fb->read_only) {
@@ -202,6 +209,10 @@ static void file_close(void *user)
     if (fb->file.fd >= 0) {
         close(fb->file.fd);
     }
+    if (fb->file.tail_fd >= 0) {
+        close(fb->file.tail_fd);
+    }
+    pthread_mutex_destroy(&fb->file.near_tail);
     pthread_mutex_destroy(&fb->file.seen.lock);
     blkrepl__free(fb->alloc, fb);
 }
@@ -220,15 +231,17 @@ static int file_check_options(const blkrepl_file_options *options, bool read_onl
 {
     bool create = (options->flags & BLKREPL_FILE_CREATE) != 0;
 
-    if ((options->flags & ~(uint32_t)(BLKREPL_FILE_CREATE | BLKREPL_FILE_EXCLUSIVE)) != 0 ||
-        options->bytes > BLKREPL_IMAGE_BYTES_MAX || options->mode > 07777 ||
-        options->queue_depth > FILE_QUEUE_DEPTH_MAX) {
+    if ((options->flags & ~FILE_FLAGS) != 0 || options->bytes > BLKREPL_IMAGE_BYTES_MAX ||
+        options->mode > 07777 || options->queue_depth > FILE_QUEUE_DEPTH_MAX) {
         return -EINVAL;
     }
     if (!create && (options->bytes != 0 || (options->flags & BLKREPL_FILE_EXCLUSIVE) != 0)) {
         return -EINVAL;
     }
-    return create && read_only ? -EINVAL : 0;
+    if (create && read_only) {
+        return -EINVAL;
+    }
+    return FILE_O_DIRECT == 0 && (options->flags & BLKREPL_FILE_DIRECT) != 0 ? -ENOTSUP : 0;
 }
 
 static bool file_is_disk(const struct stat *st)
@@ -236,11 +249,15 @@ static bool file_is_disk(const struct stat *st)
     return S_ISREG(st->st_mode) || S_ISBLK(st->st_mode);
 }
 
-/* Why open(2) failed: what is no disk often fails with a code of its own. */
-static int file_open_error(const char *path, int err)
+/* Why open(2) failed: what is no disk often fails with a code of its own, and a
+ * file system that does not know O_DIRECT with EINVAL. */
+static int file_open_error(const char *path, int flags, int err)
 {
     struct stat st;
 
+    if (err == EINVAL && (flags & FILE_O_DIRECT) != 0) {
+        return -ENOTSUP;
+    }
     if ((err == EISDIR || err == ENXIO || err == ENODEV || err == EOPNOTSUPP) &&
         stat(path, &st) == 0 && !file_is_disk(&st)) {
         return -ENOTSUP;
@@ -262,17 +279,34 @@ static int file_open_fd(const char *path, const blkrepl_file_options *options, b
     if ((options->flags & BLKREPL_FILE_EXCLUSIVE) != 0) {
         flags |= O_EXCL;
     }
+    if ((options->flags & BLKREPL_FILE_DIRECT) != 0) {
+        flags |= FILE_O_DIRECT;
+    }
     do {
         fd = open(path, flags, mode);
     } while (fd < 0 && errno == EINTR);
-    return fd >= 0 ? fd : file_open_error(path, errno);
+    return fd >= 0 ? fd : file_open_error(path, flags, errno);
+}
+
+static int file_let_block(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    return flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+/* No file has the inode number 0, so it can stand for "a device". */
+static void file_identify(const struct stat *st, uint64_t *device, uint64_t *inode)
+{
+    *device = (uint64_t)(S_ISBLK(st->st_mode) ? st->st_rdev : st->st_dev);
+    *inode = S_ISBLK(st->st_mode) ? 0 : (uint64_t)st->st_ino;
 }
 
 /* Learn what was opened. */
 static int file_examine(struct file_backend *fb)
 {
     struct stat st;
-    int flags;
+    int rc;
 
     if (fstat(fb->file.fd, &st) < 0) {
         return -errno;
@@ -280,14 +314,12 @@ static int file_examine(struct file_backend *fb)
     if (!file_is_disk(&st)) {
         return -ENOTSUP;
     }
-    flags = fcntl(fb->file.fd, F_GETFL);
-    if (flags < 0 || fcntl(fb->file.fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
-        return -errno;
+    rc = file_let_block(fb->file.fd);
+    if (rc < 0) {
+        return rc;
     }
     fb->file.device = S_ISBLK(st.st_mode);
-    /* No file has the inode number 0, so it can stand for "a device". */
-    fb->identity_device = (uint64_t)(fb->file.device ? st.st_rdev : st.st_dev);
-    fb->identity_inode = fb->file.device ? 0 : (uint64_t)st.st_ino;
+    file_identify(&st, &fb->identity_device, &fb->identity_inode);
     fb->file.in_memory = !fb->file.device && blkrepl__file_is_in_memory(fb->file.fd);
     return blkrepl__file_measure(&fb->file);
 }
@@ -315,6 +347,84 @@ static int file_grow(struct file *file, uint64_t bytes)
     return 0;
 }
 
+/* Open the file once more, for its tail.  The path may have been given to
+ * another file meanwhile. */
+static int file_open_tail(struct file_backend *fb, const char *path)
+{
+    static const blkrepl_file_options plain = {.flags = 0};
+    uint64_t device;
+    uint64_t inode;
+    struct stat st;
+
+    if (fb->file.tail == fb->file.bytes) {
+        return 0;
+    }
+    fb->file.tail_fd = file_open_fd(path, &plain, fb->read_only);
+    if (fb->file.tail_fd < 0) {
+        return fb->file.tail_fd;
+    }
+    if (fstat(fb->file.tail_fd, &st) < 0) {
+        return -errno;
+    }
+    file_identify(&st, &device, &inode);
+    if (device != fb->identity_device || inode != fb->identity_inode) {
+        return -ESTALE;
+    }
+    return file_let_block(fb->file.tail_fd);
+}
+
+static int file_go_direct(struct file_backend *fb, const char *path)
+{
+    int rc = blkrepl__file_direct_learn(&fb->file, fb->alloc);
+
+    return rc < 0 ? rc : file_open_tail(fb, path);
+}
+
+/* Open and learn all that the options are about. */
+static int file_open(struct file_backend *fb, const char *path, const blkrepl_file_options *options)
+{
+    int rc;
+
+    fb->file.fd = file_open_fd(path, options, fb->read_only);
+    rc = fb->file.fd < 0 ? fb->file.fd : file_examine(fb);
+    if (rc == 0) {
+        rc = file_grow(&fb->file, options->bytes);
+    }
+    if (rc == 0 && fb->file.direct) {
+        rc = file_go_direct(fb, path);
+    }
+    return rc;
+}
+
+/* One that is not open yet; NULL without memory. */
+static struct file_backend *file_create(const struct alloc *alloc)
+{
+    struct file_backend *fb = blkrepl__zalloc(alloc, sizeof *fb);
+
+    if (fb == NULL) {
+        return NULL;
+    }
+    if (pthread_mutex_init(&fb->file.seen.lock, NULL) != 0) {
+        goto fail;
+    }
+    if (pthread_mutex_init(&fb->file.near_tail, NULL) != 0) {
+        pthread_mutex_destroy(&fb->file.seen.lock);
+        goto fail;
+    }
+    fb->client = (struct pool_client){.run = file_run, .helpable = file_helpable};
+    fb->alloc = alloc;
+    fb->complete = blkrepl_io_complete;
+    fb->file.fd = -1;
+    fb->file.tail_fd = -1;
+    fb->file.request_alignment = 1;
+    fb->file.memory_alignment = 1;
+    return fb;
+
+fail:
+    blkrepl__free(alloc, fb);
+    return NULL;
+}
+
 int blkrepl__file_backend_open(blkrepl_context *ctx, const struct alloc *alloc,
                                struct file_pool *pool, const char *path,
                                const blkrepl_file_options *options, bool read_only,
@@ -326,23 +436,16 @@ int blkrepl__file_backend_open(blkrepl_context *ctx, const struct alloc *alloc,
     if (rc < 0) {
         return rc;
     }
-    fb = blkrepl__zalloc(alloc, sizeof *fb);
-    if (fb == NULL || pthread_mutex_init(&fb->file.seen.lock, NULL) != 0) {
-        blkrepl__free(alloc, fb);
+    fb = file_create(alloc);
+    if (fb == NULL) {
         return -ENOMEM;
     }
-    fb->client = (struct pool_client){.run = file_run, .helpable = file_helpable};
     fb->ctx = ctx;
-    fb->alloc = alloc;
     fb->pool = pool;
-    fb->complete = blkrepl_io_complete;
     fb->read_only = read_only;
     fb->queue_depth = options->queue_depth != 0 ? options->queue_depth : FILE_QUEUE_DEPTH_DEFAULT;
-    fb->file.fd = file_open_fd(path, options, read_only);
-    rc = fb->file.fd < 0 ? fb->file.fd : file_examine(fb);
-    if (rc == 0) {
-        rc = file_grow(&fb->file, options->bytes);
-    }
+    fb->file.direct = (options->flags & BLKREPL_FILE_DIRECT) != 0;
+    rc = file_open(fb, path, options);
     if (rc < 0) {
         blkrepl__file_backend_discard(fb);
         return rc;

@@ -4,7 +4,8 @@
  * Guest requests that will not block are done inside submit: everything on
  * tmpfs, elsewhere what RWF_NOWAIT grants, as found out per file; at most
  * FILE_INLINE_BYTES per submit.  The rest, and all background requests, goes to
- * the context's pool of threads.
+ * the context's pool of threads.  So do all reads and writes past the page cache
+ * (BLKREPL_FILE_DIRECT), which always may block; tmpfs is no exception then.
  *
  *   READ     a file that was shortened behind our back: -EIO, not zeroes;
  *   WRITE    FUA is understood;
@@ -35,8 +36,10 @@ extern const blkrepl_backend_ops blkrepl__file_backend_ops;
  * stays when something fails later on.
  * Returns: 0; -EINVAL unknown flag, EXCLUSIVE or bytes without CREATE, CREATE of
  *          a read-only image, bytes, mode or queue_depth out of range; -ENOTSUP
- *          neither a file nor a block device; -ENOMEM; an errno of open(2),
- *          fstat(2) or ftruncate(2) (-ENOSPC: a device cannot grow). */
+ *          neither a file nor a block device, or not as DIRECT; -ESTALE with
+ *          DIRECT: the path was given to another file meanwhile; -ENOMEM; an
+ *          errno of open(2), fstat(2) or ftruncate(2) (-ENOSPC: a device cannot
+ *          grow). */
 int blkrepl__file_backend_open(blkrepl_context *ctx, const struct alloc *alloc,
                                struct file_pool *pool, const char *path,
                                const blkrepl_file_options *options, bool read_only,

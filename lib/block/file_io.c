@@ -3,7 +3,16 @@
  *
  * The caller's iovecs are never changed.  To go on after a short transfer in
  * the middle of one, the rest of that iovec is moved by itself, and then the
- * array is used again from the next one on. */
+ * array is used again from the next one on.
+ *
+ * Past the page cache (O_DIRECT) each call moves whole blocks, gathered in an
+ * array of its own, since iovecs may end within a block; of a short transfer
+ * only whole blocks count.  What lies behind the last whole block of the file,
+ * its tail, is moved through the page cache.  A page of that may also hold bytes
+ * before the tail, and written back later it would bring back what they were
+ * before a write past the page cache.  The kernel drops such pages before and
+ * after each of these writes, but not those that are filled meanwhile: so
+ * writes near the tail are done one at a time. */
 #ifdef __linux__
 #define _GNU_SOURCE
 #endif
@@ -22,6 +31,11 @@
 /* What Linux takes in one call; limits.h need not tell. */
 #define FILE_IOV_MAX 1024
 
+/* Iovecs of one call past the page cache: more than a block can have. */
+#define FILE_GATHER_MAX 256
+/* As far before the tail as a page of the page cache can reach. */
+#define FILE_NEAR_BYTES (UINT64_C(2) << 20)
+
 #if defined(__linux__) && defined(RWF_NOWAIT) && defined(RWF_DSYNC)
 #define FILE_HAVE_RWF 1
 #define FILE_NOWAIT RWF_NOWAIT
@@ -38,28 +52,28 @@ _Static_assert(offsetof(blkrepl_iovec, len) == offsetof(struct iovec, iov_len), 
 
 /* ---- System calls -------------------------------------------------------------- */
 
-static ssize_t file_call_plain(const struct file *file, uint32_t opcode, const struct iovec *iov,
-                               int count, off_t offset)
+static ssize_t file_call_plain(int fd, uint32_t opcode, const struct iovec *iov, int count,
+                               off_t offset)
 {
 #ifdef __linux__
-    return opcode == BLKREPL_OP_READ ? preadv(file->fd, iov, count, offset)
-                                     : pwritev(file->fd, iov, count, offset);
+    return opcode == BLKREPL_OP_READ ? preadv(fd, iov, count, offset)
+                                     : pwritev(fd, iov, count, offset);
 #else
     (void)count;
-    return opcode == BLKREPL_OP_READ ? pread(file->fd, iov->iov_base, iov->iov_len, offset)
-                                     : pwrite(file->fd, iov->iov_base, iov->iov_len, offset);
+    return opcode == BLKREPL_OP_READ ? pread(fd, iov->iov_base, iov->iov_len, offset)
+                                     : pwrite(fd, iov->iov_base, iov->iov_len, offset);
 #endif
 }
 
-static ssize_t file_call(const struct file *file, uint32_t opcode, const struct iovec *iov,
-                         int count, uint64_t offset, int how)
+static ssize_t file_call(int fd, uint32_t opcode, const struct iovec *iov, int count,
+                         uint64_t offset, int how)
 {
     if (how == 0) {
-        return file_call_plain(file, opcode, iov, count, (off_t)offset);
+        return file_call_plain(fd, opcode, iov, count, (off_t)offset);
     }
 #if FILE_HAVE_RWF
-    return opcode == BLKREPL_OP_READ ? preadv2(file->fd, iov, count, (off_t)offset, how)
-                                     : pwritev2(file->fd, iov, count, (off_t)offset, how);
+    return opcode == BLKREPL_OP_READ ? preadv2(fd, iov, count, (off_t)offset, how)
+                                     : pwritev2(fd, iov, count, (off_t)offset, how);
 #else
     errno = EOPNOTSUPP;
     return -1;
@@ -113,8 +127,8 @@ static bool file_wants_dsync(const struct file *file, const blkrepl_io *io)
 
 bool blkrepl__file_may_nowait(struct file *file, const blkrepl_io *io)
 {
-    if (file->in_memory) {
-        return true;
+    if (file->direct || file->in_memory) {
+        return !file->direct;
     }
     return !file_wants_dsync(file, io) &&
            !atomic_load_explicit(file_no_nowait(file, io), memory_order_relaxed);
@@ -159,8 +173,104 @@ static int file_finish(struct file *file, const blkrepl_io *io)
     return 0;
 }
 
+/* ---- Past the page cache --------------------------------------------------------- */
+
+/* The iovecs of `bytes` bytes from `done` on, as far as there is room in `out`;
+ * returns their number, and in *gathered what they hold. */
+static int file_gather(const blkrepl_io *io, uint64_t done, uint64_t bytes, struct iovec *out,
+                       uint64_t *gathered)
+{
+    int count = 0;
+
+    *gathered = 0;
+    for (uint32_t i = 0; i < io->iov_count && *gathered < bytes && count < FILE_GATHER_MAX; i++) {
+        uint64_t len = io->iov[i].len;
+
+        if (done >= len) {
+            done -= len;
+            continue;
+        }
+        len = min_u64(len - done, bytes - *gathered);
+        out[count++] =
+            (struct iovec){.iov_base = (char *)io->iov[i].base + done, .iov_len = (size_t)len};
+        *gathered += len;
+        done = 0;
+    }
+    return count;
+}
+
+/* Take bytes off the end; returns how many iovecs are left. */
+static int file_trim(struct iovec *iov, int count, uint64_t bytes)
+{
+    while (bytes > 0) {
+        size_t cut = (size_t)min_u64(bytes, iov[count - 1].iov_len);
+
+        bytes -= cut;
+        iov[count - 1].iov_len -= cut;
+        count -= iov[count - 1].iov_len == 0 ? 1 : 0;
+    }
+    return count;
+}
+
+/* One call: of whole blocks, or of the tail. */
+static int file_move_direct(struct file *file, const blkrepl_io *io, uint64_t *done)
+{
+    struct iovec iov[FILE_GATHER_MAX];
+    uint64_t at = io->offset + *done;
+    uint64_t left = io->bytes - *done;
+    bool tail = at >= file->tail;
+    uint64_t unit = tail ? 1 : file->request_alignment;
+    int how = file_how(file, io, false);
+    uint64_t gathered;
+    int count =
+        file_gather(io, *done, tail ? left : min_u64(left, file->tail - at), iov, &gathered);
+    ssize_t moved;
+
+    count = file_trim(iov, count, gathered % unit);
+    if (count == 0) {
+        return -EINVAL;
+    }
+    moved = file_call(tail ? file->tail_fd : file->fd, io->opcode, iov, count, at, how);
+    if (moved < 0) {
+        return file_failed(file, io, how, errno);
+    }
+    if ((uint64_t)moved < unit) {
+        return -EIO;
+    }
+    *done += align_down((uint64_t)moved, unit);
+    return 0;
+}
+
+static bool file_near_tail(const struct file *file, const blkrepl_io *io)
+{
+    return io->opcode == BLKREPL_OP_WRITE && file->tail_fd >= 0 &&
+           io->offset + io->bytes + FILE_NEAR_BYTES > file->tail;
+}
+
+static int file_transfer_direct(struct file *file, const blkrepl_io *io, uint64_t *done)
+{
+    bool near_tail = file_near_tail(file, io);
+    int rc = 0;
+
+    if (near_tail) {
+        pthread_mutex_lock(&file->near_tail);
+    }
+    while (rc == 0 && *done < io->bytes) {
+        rc = file_move_direct(file, io, done);
+    }
+    if (near_tail) {
+        pthread_mutex_unlock(&file->near_tail);
+    }
+    return rc == 0 ? file_finish(file, io) : rc;
+}
+
+/* ---- Entry points ---------------------------------------------------------------- */
+
 int blkrepl__file_transfer(struct file *file, const blkrepl_io *io, bool nowait, uint64_t *done)
 {
+    if (file->direct) {
+        return nowait ? FILE_WOULD_BLOCK : file_transfer_direct(file, io, done);
+    }
     nowait = nowait && !file->in_memory;
     while (*done < io->bytes) {
         struct iovec part;
@@ -173,7 +283,7 @@ int blkrepl__file_transfer(struct file *file, const blkrepl_io *io, bool nowait,
         if (count == 0) {
             return -EINVAL;
         }
-        moved = file_call(file, io->opcode, iov, count, io->offset + *done, how);
+        moved = file_call(file->fd, io->opcode, iov, count, io->offset + *done, how);
         if (moved > 0) {
             *done += (uint64_t)moved;
             continue;

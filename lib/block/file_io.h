@@ -33,6 +33,12 @@ struct file {
     bool in_memory; /* tmpfs: nothing blocks, and nothing is durable */
     uint32_t sector_bytes;
     uint64_t bytes;
+    /* Set at open past the page cache; see file_direct.h. */
+    bool direct;
+    int tail_fd; /* through the page cache; -1: there is no tail */
+    uint32_t request_alignment;
+    uint32_t memory_alignment;
+    uint64_t tail; /* where it begins */
     /* Set for good when the kernel says so. */
     atomic_bool no_nowait_read;
     atomic_bool no_nowait_write;
@@ -41,10 +47,11 @@ struct file {
     atomic_bool no_zero_range;
     atomic_bool no_seek;
     struct file_seen seen;
+    pthread_mutex_t near_tail; /* see file_io.c */
 };
 
 /* Carry out a READ or WRITE from `*done` bytes on, and count them there.  With
- * `nowait` only as far as it does not block.
+ * `nowait` only as far as it does not block; past the page cache it always may.
  * Returns: 0 all is done; FILE_WOULD_BLOCK; a negated errno; -EIO the file has
  *          become shorter than the request, or takes no more. */
 int blkrepl__file_transfer(struct file *file, const blkrepl_io *io, bool nowait, uint64_t *done);

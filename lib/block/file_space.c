@@ -133,14 +133,16 @@ static int space_ioctl(const struct file *file, space_request request, uint64_t 
     return space_unsupported(errno) ? -ENOTSUP : -errno;
 }
 
-/* The part of a sector that a range of a device begins or ends in. */
+/* The part of a sector that a range of a device begins or ends in.  Past the
+ * page cache that can only be in the tail. */
 static int space_zero_edge(const struct file *file, uint64_t offset, uint64_t bytes)
 {
     static const char zeroes[512];
+    int fd = file->direct ? file->tail_fd : file->fd;
 
     while (bytes > 0) {
         size_t piece = (size_t)min_u64(bytes, sizeof zeroes);
-        ssize_t moved = pwrite(file->fd, zeroes, piece, (off_t)offset);
+        ssize_t moved = pwrite(fd, zeroes, piece, (off_t)offset);
 
         if (moved <= 0 && !(moved < 0 && errno == EINTR)) {
             return moved == 0 ? -EIO : -errno;

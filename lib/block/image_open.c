@@ -68,7 +68,8 @@ static int open_file(blkrepl_context *ctx, const char *path,
     rc = blkrepl__file_backend_open(ctx, &ctx->alloc, pool, path, &file, open_read_only(options),
                                     &backend);
     if (rc < 0) {
-        return blkrepl__fail_code(rc, "image: cannot open \"%.150s\"", path);
+        return blkrepl__fail_code(rc, "image: cannot open \"%.150s\"%s", path,
+                                  (file.flags & BLKREPL_FILE_DIRECT) != 0 ? " with DIRECT" : "");
     }
     rc = blkrepl__leaf_create(ctx, &blkrepl__file_backend_ops, backend, &leaf);
     if (rc == 0) {

@@ -173,7 +173,7 @@ static void open_bad_options(struct world *w, const char *path)
     blkrepl_file_options create = {.struct_size = sizeof create, .flags = BLKREPL_FILE_CREATE};
     blkrepl_image *none = NULL;
 
-    cannot_with(w, path, (blkrepl_file_options){.flags = 4}, -EINVAL);
+    cannot_with(w, path, (blkrepl_file_options){.flags = 8}, -EINVAL);
     cannot_with(w, path, (blkrepl_file_options){.flags = BLKREPL_FILE_EXCLUSIVE}, -EINVAL);
     cannot_with(w, path, (blkrepl_file_options){.bytes = 5}, -EINVAL);
     cannot_with(w, path, (blkrepl_file_options){.queue_depth = 5000}, -EINVAL);

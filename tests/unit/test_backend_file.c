@@ -615,7 +615,7 @@ static void backend_file_takes_the_mode(void **state)
 static void backend_file_checks_options(void **state)
 {
     static const blkrepl_file_options bad[] = {
-        {.flags = 4},
+        {.flags = 8},
         {.flags = 0x80000000},
         {.flags = BLKREPL_FILE_EXCLUSIVE},
         {.bytes = 1},

@@ -36,7 +36,9 @@ static struct {
     struct fault set_flags;
     struct fault ftruncate;
     struct fault mutex;
-    bool device; /* a file that is opened is a device with this number */
+    struct fault other; /* fstat() tells of another file */
+    bool buffered;      /* O_DIRECT is granted, but not meant */
+    bool device;        /* a file that is opened is a device with this number */
     dev_t number;
 } fake;
 
@@ -53,7 +55,7 @@ int open(const char *path, int flags, ...)
     mode = (flags & O_CREAT) != 0 ? va_arg(args, mode_t) : 0;
     va_end(args);
     fault_real(&real, "open64", "open");
-    return real(path, flags, mode);
+    return real(path, fake.buffered ? flags & ~O_DIRECT : flags, mode);
 }
 
 int fstat(int fd, struct stat *st)
@@ -69,6 +71,9 @@ int fstat(int fd, struct stat *st)
     if (fake.device) {
         st->st_mode = (st->st_mode & ~(mode_t)S_IFMT) | S_IFBLK;
         st->st_rdev = fake.number;
+    }
+    if (fault_due(&fake.other)) {
+        st->st_ino++;
     }
     return rc;
 }
@@ -269,9 +274,11 @@ static void backend_file_that_cannot_be_examined_is_closed(void **state)
     }
     fake.ftruncate = (struct fault){.err = ENOSPC, .times = 1};
     assert_int_equal(open_as(&f, BLKREPL_FILE_CREATE, 200, false), -ENOSPC);
-    fake.mutex = (struct fault){.err = ENOMEM, .times = 1};
-    assert_int_equal(open_as(&f, 0, 0, false), -ENOMEM);
-    assert_null(f.fb);
+    for (unsigned i = 0; i < 2; i++) {
+        fake.mutex = (struct fault){.err = ENOMEM, .after = i, .times = 1};
+        assert_int_equal(open_as(&f, 0, 0, false), -ENOMEM);
+        assert_null(f.fb);
+    }
     assert_int_equal(next_fd(), fd);
     tear_down(&f);
 }
@@ -294,9 +301,89 @@ static void backend_file_opens_in_spite_of_signals(void **state)
     tear_down(&f);
 }
 
+/* What is refused is neither ignored nor left open: a file system that does not
+ * know O_DIRECT, and all that can go wrong with the second descriptor. */
+static void backend_file_direct_is_refused(void **state)
+{
+    static const struct {
+        struct fault *fault;
+        unsigned after; /* calls for the first descriptor */
+        int err;
+        int code;
+    } cases[] = {{&fake.open, 1, EACCES, -EACCES},
+                 {&fake.fstat, 2, EIO, -EIO},
+                 {&fake.other, 2, 0, -ESTALE},
+                 {&fake.get_flags, 1, EIO, -EIO},
+                 {&fake.set_flags, 1, EIO, -EIO}};
+    struct fixture f;
+    int fd;
+
+    (void)state;
+    set_up(&f, false, BYTES);
+    ops->close(f.fb);
+    f.fb = NULL;
+    fd = next_fd();
+    fake.buffered = true;
+    fake.open = (struct fault){.err = EINVAL, .times = 2};
+    assert_int_equal(open_as(&f, BLKREPL_FILE_DIRECT, 0, false), -ENOTSUP);
+    assert_int_equal(open_as(&f, 0, 0, false), -EINVAL);
+    for (unsigned i = 0; i < ARRAY_COUNT(cases); i++) {
+        *cases[i].fault = (struct fault){.err = cases[i].err, .after = cases[i].after, .times = 1};
+        assert_int_equal(open_as(&f, BLKREPL_FILE_DIRECT, 0, false), cases[i].code);
+        assert_int_equal(cases[i].fault->times, 0);
+        assert_null(f.fb);
+        assert_int_equal(next_fd(), fd);
+    }
+    tear_down(&f);
+    memset(&fake, 0, sizeof fake);
+}
+
+/* A second descriptor only where there is a tail; nothing in the submitter's
+ * thread, not even on tmpfs; and no descriptor is left. */
+static void backend_file_direct_goes_to_the_pool(void **state)
+{
+    static unsigned char data[8192];
+    static unsigned char back[8192];
+    blkrepl_backend_info info = {.struct_size = sizeof info};
+    struct file_pool_stats stats;
+    struct fixture f;
+    int fd = next_fd();
+
+    (void)state;
+    fake.buffered = true;
+    set_up(&f, true, BYTES);
+    ops->close(f.fb);
+    for (int round = 0; round < 3; round++) {
+        uint64_t bytes = round == 0 ? BYTES : 2u << 20;
+
+        assert_int_equal(
+            open_as(&f, BLKREPL_FILE_CREATE | (round < 2 ? BLKREPL_FILE_DIRECT : 0), bytes, false),
+            0);
+        assert_int_equal(next_fd(), round == 0 ? fd + 2 : fd + 1);
+        assert_int_equal(ops->get_info(f.fb, &info), 0);
+        assert_true(round < 2 ? info.request_alignment >= 512 : info.request_alignment == 1);
+        assert_true(round < 2 ? info.memory_alignment >= 512 : info.memory_alignment == 1);
+        memset(data, 'a' + round, sizeof data);
+        assert_int_equal(io_data(ops, f.fb, BLKREPL_OP_WRITE, 0, data, sizeof data), 0);
+        assert_int_equal(io_data(ops, f.fb, BLKREPL_OP_READ, 0, back, sizeof back), 0);
+        assert_memory_equal(data, back, sizeof data);
+        ops->close(f.fb);
+        assert_int_equal(next_fd(), fd);
+        blkrepl__file_pool_query(f.pool, &stats);
+        assert_int_equal(stats.threads > 0, round < 2);
+        blkrepl__file_pool_free(f.pool);
+        assert_int_equal(blkrepl__file_pool_create(&f.alloc, 2, &f.pool), 0);
+    }
+    f.fb = NULL;
+    tear_down(&f);
+    memset(&fake, 0, sizeof fake);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(backend_file_direct_is_refused),
+        cmocka_unit_test(backend_file_direct_goes_to_the_pool),
         cmocka_unit_test(backend_file_of_a_device),
         cmocka_unit_test(backend_file_of_a_device_does_not_grow),
         cmocka_unit_test(backend_file_tells_why_it_is_not_opened),
