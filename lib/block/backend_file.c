@@ -238,10 +238,12 @@ static int file_check_options(const blkrepl_file_options *options, bool read_onl
     if (!create && (options->bytes != 0 || (options->flags & BLKREPL_FILE_EXCLUSIVE) != 0)) {
         return -EINVAL;
     }
-    if (create && read_only) {
-        return -EINVAL;
+#ifndef O_DIRECT
+    if ((options->flags & BLKREPL_FILE_DIRECT) != 0) {
+        return -ENOTSUP;
     }
-    return FILE_O_DIRECT == 0 && (options->flags & BLKREPL_FILE_DIRECT) != 0 ? -ENOTSUP : 0;
+#endif
+    return create && read_only ? -EINVAL : 0;
 }
 
 static bool file_is_disk(const struct stat *st)

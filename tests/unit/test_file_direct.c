@@ -9,8 +9,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 
 #include "base/checked.h"
 #include "unit/backend_io.h"

@@ -103,6 +103,7 @@ static struct {
     unsigned zeroouts;
     unsigned discards;
     uint64_t range[2];
+    int pwrite_fd; /* the last one */
 } fake;
 
 ssize_t pwrite(int fd, const void *data, size_t bytes, off_t offset)
@@ -112,6 +113,7 @@ ssize_t pwrite(int fd, const void *data, size_t bytes, off_t offset)
     if (fault_due(&fake.pwrite)) {
         return fake.pwrite.err == 0 ? 0 : -1;
     }
+    fake.pwrite_fd = fd;
     if (fake.pwrite_most != 0 && bytes > fake.pwrite_most) {
         bytes = fake.pwrite_most;
     }
@@ -422,6 +424,23 @@ static void file_space_zeroes_a_device_exactly(void **state)
     }
 }
 
+/* Past the page cache the end that is no whole sector is written through it. */
+static void file_space_zeroes_the_tail_of_a_direct_device(void **state)
+{
+    static struct fixture f;
+
+    (void)state;
+    set_up_device(&f);
+    f.file.direct = true;
+    f.file.tail_fd = dup(f.file.fd);
+    assert_int_equal(zero(&f, 8192, 8192 + 512, 0), 0);
+    memset(f.model + 8192, 0, 8192 + 512);
+    check_content(&f);
+    assert_int_equal(fake.pwrite_fd, f.file.tail_fd);
+    assert_int_equal(close(f.file.tail_fd), 0);
+    tear_down_device(&f);
+}
+
 /* A signal or a write that is cut short is no error. */
 static void file_space_goes_on_after_an_interruption(void **state)
 {
@@ -552,6 +571,7 @@ int main(void)
         cmocka_unit_test(file_space_of_a_device_goes_by_sectors),
         cmocka_unit_test(file_space_measures_a_device),
         cmocka_unit_test(file_space_zeroes_a_device_exactly),
+        cmocka_unit_test(file_space_zeroes_the_tail_of_a_direct_device),
         cmocka_unit_test(file_space_goes_on_after_an_interruption),
         cmocka_unit_test(file_space_passes_a_device_s_errors_on),
         cmocka_unit_test(file_space_discards_whole_sectors_of_a_device),
