@@ -14,6 +14,7 @@ static const struct sys_files sometimes = {.nowait = NOWAIT_SOMETIMES};
 static const struct sys_files refused = {
     .no_dsync = true, .no_punch = true, .no_zero_range = true, .no_seek = true};
 static const struct sys_files device = {.device = true};
+static const struct sys_files direct = {.direct = true};
 static const struct sys_files threads = {.threads = true, .nowait = NOWAIT_SOMETIMES};
 
 static struct image *one(struct world *w, const struct sys_files *files)
@@ -71,6 +72,22 @@ static void file_device(struct world *w)
     }
 }
 
+/* Opened twice, and everything goes to the pool. */
+static void file_direct(struct world *w)
+{
+    blkrepl_file_options options = {.flags = BLKREPL_FILE_DIRECT};
+
+    sys_files(&direct);
+    struct image *image = image_file(w, BYTES - 100, FILL_HOLES);
+
+    if (world_open(w, NULL) && image_open_file(image, &options)) {
+        request_mix(image, true);
+        w->parts = 5;
+        w->skew = 3;
+        request_mix(image, false);
+    }
+}
+
 /* ---- Backups --------------------------------------------------------------------------------- */
 
 static void file_pair(struct world *w, const struct sys_files *files,
@@ -79,9 +96,10 @@ static void file_pair(struct world *w, const struct sys_files *files,
     sys_files(files);
     struct image *source = image_file(w, BYTES - 100, FILL_HOLES);
     struct image *target = image_file(w, BYTES, files->device ? FILL_DATA : FILL_ZERO);
-    blkrepl_file_options create = {.flags = BLKREPL_FILE_CREATE, .bytes = BYTES};
+    blkrepl_file_options open = {.flags = files->direct ? BLKREPL_FILE_DIRECT : 0};
+    blkrepl_file_options create = {.flags = BLKREPL_FILE_CREATE | open.flags, .bytes = BYTES};
 
-    if (!world_open(w, NULL) || !image_open(source, NULL) ||
+    if (!world_open(w, NULL) || !image_open_file(source, &open) ||
         !(files->device ? image_open(target, NULL) : image_open_file(target, &create)) ||
         !job_create_started(source, target, o)) {
         return;
@@ -109,6 +127,11 @@ static void file_backup_granted(struct world *w)
 static void file_backup_refused(struct world *w)
 {
     file_pair(w, &refused, &(blkrepl_backup_options){.flags = BLKREPL_BACKUP_DETECT_ZEROES});
+}
+
+static void file_backup_direct(struct world *w)
+{
+    file_pair(w, &direct, NULL);
 }
 
 static void file_backup_device(struct world *w)
@@ -277,6 +300,8 @@ const struct scenario file_scenarios[] = {
     {"file-sometimes", file_sometimes, SCENARIO_ONE_ORDER},
     {"file-refused", file_refused, SCENARIO_ONE_ORDER},
     {"file-device", file_device, SCENARIO_ONE_ORDER},
+    {"file-direct", file_direct, SCENARIO_ONE_ORDER},
+    {"file-backup-direct", file_backup_direct, SCENARIO_ONE_ORDER},
     {"file-backup-tmpfs", file_backup_tmpfs, SCENARIO_ONE_ORDER},
     {"file-backup-granted", file_backup_granted, SCENARIO_ONE_ORDER},
     {"file-backup-refused", file_backup_refused, SCENARIO_ONE_ORDER},

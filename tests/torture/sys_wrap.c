@@ -115,7 +115,8 @@ int WRAP(open)(const char *path, int flags, ...)
         mode = va_arg(args, mode_t);
         va_end(args);
     }
-    int fd = REAL(open)(path, flags, mode);
+    /* What can go wrong is the same, and no file system has to be able to. */
+    int fd = REAL(open)(path, flags & ~O_DIRECT, mode);
     sys_opened(path, fd);
     return fd;
 }
@@ -294,6 +295,17 @@ static ssize_t move_part(int fd, const struct iovec *iov, off_t offset, size_t b
     return total;
 }
 
+/* Past the page cache a transfer is cut between blocks only. */
+static uint64_t half_of(uint64_t bytes)
+{
+    uint64_t half = (bytes + 1) / 2;
+
+    if (sys_files_now()->direct) {
+        half = (half + 4095) / 4096 * 4096;
+    }
+    return half < bytes ? half : bytes;
+}
+
 /* Do it as the verdict wants: a write that fails has landed in part. */
 static ssize_t move_as(int fd, const struct iovec *iov, int count, off_t offset, bool reads,
                        int err)
@@ -310,7 +322,7 @@ static ssize_t move_as(int fd, const struct iovec *iov, int count, off_t offset,
         return 0;
     }
     if (err == SYS_SHORT) {
-        return move_part(fd, iov, offset, (bytes + 1) / 2, reads);
+        return move_part(fd, iov, offset, half_of(bytes), reads);
     }
     if (!reads && (err == EIO || err == ENOSPC)) {
         move_part(fd, iov, offset, bytes / 2, false);

@@ -256,6 +256,7 @@ struct sys_files {
     bool tmpfs;   /* what fstatfs says */
     bool threads; /* pthread_create works */
     bool device;  /* files are block devices */
+    bool direct;  /* files are open past the page cache */
     enum {
         NOWAIT_REFUSED,
         NOWAIT_GRANTED,
