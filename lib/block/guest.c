@@ -18,8 +18,13 @@
  *                       +---------+            next piece of zeroes, discard
  *   FREE -> QUEUED -> TAPPED -> GO_DUE -> GO -> FREE            (bracket)
  *
+ * The quick way (quick.c) takes FREE -> GIVEN -> ENDED -> FREE and FREE -> GO ->
+ * FREE; it keeps writes in stripes, so that invariants 1 and 2 begin to hold when
+ * the guest is turned to the slow way.
+ *
  *   FREE   -> QUEUED   blkrepl__guest_start   a write or a bracket
  *   FREE   -> GIVEN    blkrepl__guest_start   anything else
+ *   FREE   -> GO       blkrepl__guest_enter   a bracket of the quick way
  *   QUEUED -> TAPPED   guest_queued           no earlier write overlaps
  *   QUEUED -> ENDED    blkrepl__guest_cancel_wait
  *   TAPPED -> GIVEN    guest_tapped           through, taps and copies let it pass

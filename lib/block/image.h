@@ -58,7 +58,8 @@ struct blkrepl_image {
     uint32_t slow_left; /* of these, how many more before it may go the quick way */
     /* Each has its own lock: see quick.h. */
     struct quick_stripe *stripes;
-    struct callback gone; /* runs the release of user */
+    uint32_t stripes_made; /* while the image is made and freed */
+    struct callback gone;  /* runs the release of user */
 };
 
 /* Make an image over a leaf; the caller's lock is not held.  The image owns the

@@ -18,17 +18,25 @@ bool blkrepl__quick_init(struct blkrepl_image *image)
 {
     image->stripes =
         blkrepl__zalloc_array(&image->ctx->alloc, QUICK_STRIPES, sizeof *image->stripes);
-    for (int i = 0; image->stripes != NULL && i < QUICK_STRIPES; i++) {
-        list_init(&image->stripes[i].writes);
-        pthread_mutex_init(&image->stripes[i].lock, NULL);
+    if (image->stripes == NULL) {
+        return false;
     }
-    return image->stripes != NULL;
+    for (; image->stripes_made < QUICK_STRIPES; image->stripes_made++) {
+        struct quick_stripe *stripe = &image->stripes[image->stripes_made];
+
+        list_init(&stripe->writes);
+        if (pthread_mutex_init(&stripe->lock, NULL) != 0) {
+            blkrepl__quick_fini(image);
+            return false;
+        }
+    }
+    return true;
 }
 
 void blkrepl__quick_fini(struct blkrepl_image *image)
 {
-    for (int i = 0; i < QUICK_STRIPES; i++) {
-        pthread_mutex_destroy(&image->stripes[i].lock);
+    while (image->stripes_made > 0) {
+        pthread_mutex_destroy(&image->stripes[--image->stripes_made].lock);
     }
     blkrepl__free(&image->ctx->alloc, image->stripes);
 }
