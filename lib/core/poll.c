@@ -131,6 +131,24 @@ static void poll_log(struct blkrepl_context *ctx)
     }
 }
 
+/* What an earlier call of the lane has left of its quick requests. */
+static void poll_left(struct blkrepl_context *ctx, struct lane *lane)
+{
+    bool left;
+
+    pthread_mutex_lock(&lane->lock);
+    left = !list_empty(&lane->quick_queues);
+    pthread_mutex_unlock(&lane->lock);
+    if (UNLIKELY(left)) {
+        pthread_mutex_unlock(&ctx->lock);
+        pthread_mutex_lock(&lane->lock);
+        blkrepl__port_flush_quick(ctx, lane);
+        pthread_mutex_unlock(&lane->lock);
+        pthread_mutex_lock(&ctx->lock);
+        RECORD(BACK, 0);
+    }
+}
+
 /* The first half of a round: advance, step jobs, give requests away. */
 static void poll_work(struct blkrepl_context *ctx, uint32_t number)
 {
@@ -143,6 +161,7 @@ static void poll_work(struct blkrepl_context *ctx, uint32_t number)
         blkrepl__port_help_lanes(ctx);
     }
     blkrepl__empty_outbox(ctx, number, OUTBOX_POLL);
+    poll_left(ctx, &ctx->lanes[number]);
     if (number == 0 && log_waiting(&ctx->log)) {
         poll_log(ctx);
     }
