@@ -26,7 +26,8 @@
 #define BACKUPS_MAX 6
 #define REQUESTS_MAX 512
 #define QUEUE_MAX 32
-#define LANES_MAX 5
+#define LANES_MAX 5    /* that are drawn                                           */
+#define LANES_KNOWN 16 /* that a replay of threads may have                        */
 #define LANE_NONE UINT32_MAX
 #define DISK_BYTES_MAX (1280u * 1024)
 #define ARENA_BYTES (4u * 1024 * 1024)
@@ -210,7 +211,7 @@ struct disk {
     uint32_t failed_others; /* cancelled ones and flushes                     */
     uint32_t failure_count;
     struct failure failures[FAILURES_MAX]; /* the first of them            */
-    uint32_t submitting[LANES_MAX];        /* submits that we are inside of          */
+    uint32_t submitting[LANES_KNOWN];      /* submits that we are inside of          */
     uint32_t in_flight;
     struct disk_request queue[QUEUE_MAX];
 };
@@ -431,7 +432,7 @@ struct sim {
     bool dead;     /* the power is off: nothing reaches a medium             */
     bool may_allocate;
     bool alloc_failed;
-    bool room_expected[LANES_MAX];
+    bool room_expected[LANES_KNOWN];
     bool misusing; /* inside a wrong call                                      */
     uint32_t callback_depth;
     uint32_t depth; /* calls of the library we are inside of                 */
@@ -439,8 +440,8 @@ struct sim {
     uint32_t backend_depth; /* of them, those of a backend                   */
     enum inside inside;
     uint32_t callbacks;
-    uint32_t pending;                 /* requests and brackets that have not ended           */
-    uint32_t lane_pending[LANES_MAX]; /* of them, those of a lane            */
+    uint32_t pending;                   /* requests and brackets that have not ended           */
+    uint32_t lane_pending[LANES_KNOWN]; /* of them, those of a lane            */
     uint32_t ghosts_pending[LANES_MAX];
     struct being entry; /* the innermost                                     */
     uint32_t polled;    /* the lane in whose poll we are                     */

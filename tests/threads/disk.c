@@ -204,6 +204,7 @@ static void backend_submit(void *user, uint32_t lane, blkrepl_io *const *ios, ui
             defer(disk, ios[i]);
         }
     }
+    live_inside();
 }
 
 static bool is_alike(const struct pending *a, const struct pending *b)

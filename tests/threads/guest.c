@@ -67,6 +67,26 @@ void live_sleep(uint32_t lane, int timeout_ms)
     }
 }
 
+/* They are not recorded: nothing that is promised depends on them. */
+void live_inside(void)
+{
+    uint64_t deadline;
+    uint32_t lane;
+    int answer;
+
+    if (me == NULL || !dice_chance(&me->rng, world.plan.inside_percent)) {
+        return;
+    }
+    lane = (uint32_t)dice_below(&me->rng, world.plan.lanes + 1);
+    switch (dice_below(&me->rng, 4)) {
+    case 0: answer = blkrepl_poll_wake(world.ctx, lane); break;
+    case 1: answer = blkrepl_poll_arm(world.ctx, lane, &deadline) < 0; break;
+    case 2: answer = blkrepl_poll(world.ctx, lane, 0) != -EDEADLK; break;
+    default: answer = blkrepl_context_free(world.ctx) != -EBUSY; break;
+    }
+    MUST(answer == 0, "a call from inside a callback or a submit has answered otherwise");
+}
+
 /* ---- Guests -------------------------------------------------------------------- */
 
 uint64_t word_of(uint32_t op, uint64_t word)

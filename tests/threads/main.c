@@ -27,7 +27,7 @@ static const char usage[] =
 struct world world = {.verbs = PTHREAD_MUTEX_INITIALIZER};
 void (*on_failure)(void);
 
-#define LANES_MAX 32
+#define LANES_MAX 15
 
 static const char *keep;
 static bool replaying;
@@ -120,6 +120,8 @@ void plan_draw(struct plan *plan, uint64_t seed, bool one_thread, uint32_t guest
     plan->shut_early = dice_chance(&rng, 10) && !one_thread;
     plan->stretch_percent =
         dice_chance(&rng, 40) && !one_thread ? (uint32_t)dice_below(&rng, 20) : 0;
+    plan->inside_percent =
+        dice_chance(&rng, 30) && !one_thread ? (uint32_t)dice_below(&rng, 30) : 0;
     plan->blocking_percent =
         plan->host_clock || dice_chance(&rng, 50) ? 0 : (uint32_t)dice_below(&rng, 101);
     c->struct_size = sizeof *c;

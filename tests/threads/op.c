@@ -55,6 +55,7 @@ static void op_done(void *user, int result)
     op->result = result;
     op->end = stamp();
     atomic_store_explicit(&op->state, OP_OVER, memory_order_release);
+    live_inside();
 }
 
 static void op_go(void *user, int result)
@@ -74,6 +75,7 @@ static void op_release(void *user)
 {
     struct op *op = user;
 
+    live_inside();
     atomic_fetch_add_explicit(&op->releases, 1, memory_order_relaxed);
 }
 

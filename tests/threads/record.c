@@ -5,6 +5,7 @@
  * lock: so the tickets of calls are in the order in which the library has seen them.
  * Completions, which take no lock, get theirs right before.  Each thread records
  * for itself; nothing of it orders the threads. */
+#include "shared.h"
 #include "threads.h"
 
 #include "base/hook.h"
@@ -23,6 +24,15 @@ static struct recorder actors[ACTORS];
 static struct entry *merged;
 
 #ifdef BLKREPL_HOOKS
+/* A request whose call may poll. */
+static bool is_blocking(const struct entry *entry)
+{
+    struct op op;
+
+    op_unpack(&op, entry->a);
+    return entry->kind == ENTRY_REQUEST && op.blocking;
+}
+
 static void entered(enum record_entry kind, uint32_t lane)
 {
     (void)lane;
@@ -32,8 +42,8 @@ static void entered(enum record_entry kind, uint32_t lane)
     }
     if (me->open->ticket == 0) {
         me->open->ticket = stamp();
-    } else if (kind == RECORD_WOKEN || (kind == RECORD_ENTER && me->open->kind == ENTRY_REQUEST)) {
-        /* A poll goes on, or a blocking call polls.  Not by record_call(): the call is open. */
+    } else if (kind == RECORD_WOKEN || (kind == RECORD_ENTER && is_blocking(me->open))) {
+        /* Not by record_call(): the call is open.  What enters twice is one entry, the first. */
         record_note(ENTRY_WOKEN, me->open->lane, 0, 0, 0, 0);
     }
 }

@@ -30,6 +30,16 @@ static bool is_note(const struct entry *entry)
     return entry->kind == ENTRY_CALLBACK || entry->kind == ENTRY_EVENT;
 }
 
+void replay_enter(enum doing kind, uint32_t lane)
+{
+    sim.entry = (struct being){.kind = kind, .lane = lane};
+}
+
+void replay_leave(void)
+{
+    sim.entry = (struct being){.kind = DOING_HOST};
+}
+
 void replay_observed(enum entry_kind kind, uint32_t object, uint64_t a, uint64_t b, int answer)
 {
     const struct entry *e = &replay.entries[replay.next];
@@ -215,9 +225,12 @@ static void on_event(void *user, const blkrepl_event *event)
     replay_observed(ENTRY_EVENT, (uint32_t)(b - sim.backups), event->type, event->count,
                     event->error);
     if (!replay.exact) {
+        struct being outer = lanes_enter(DOING_HOST, 0);
+
         sim.callback_depth++;
         backup_event(event);
         sim.callback_depth--;
+        sim.entry = outer;
     } else if (event->type == BLKREPL_EVENT_JOB_DONE) {
         b->done = true;
         sim.counts.backups_done += event->error == 0;
@@ -229,28 +242,15 @@ static void on_event(void *user, const blkrepl_event *event)
 
 /* ---- Polls and the context --------------------------------------------------------------- */
 
-static int poll_lane(uint32_t lane)
-{
-    int answer;
-
-    replay.lane = lane;
-    sim.depth++;
-    answer = blkrepl_poll(sim.ctx, lane, 0);
-    sim.depth--;
-    EVENT("poll of lane %n: %n", lane, (ull)(uint32_t)answer);
-    EXPECT(answer >= 0, "poll answered %d", answer);
-    return answer;
-}
-
 static void poll_entry(const struct entry *entry)
 {
     if (entry->answer < 0) {
         return; /* another thread polled: there is only one here */
     }
     if (replay.exact) {
-        replay_compare(entry, poll_lane(entry->lane), true);
+        replay_compare(entry, lanes_poll(entry->lane), true);
     } else {
-        poll_lane(entry->lane);
+        lanes_poll(entry->lane);
     }
 }
 
@@ -259,7 +259,7 @@ bool replay_move(void)
     bool moved = replay_complete_any();
 
     for (uint32_t lane = 0; lane <= replay.plan->lanes; lane++) {
-        moved = poll_lane(lane) > 0 || moved;
+        moved = lanes_poll(lane) > 0 || moved;
     }
     sim.now_ns += 1000000;
     return moved;
@@ -270,10 +270,13 @@ static int context_free(void)
     int answer;
 
     sim.shutdown = true;
-    replay.lane = LANE_ANY;
+    sim.freeing = true;
     sim.depth++;
+    replay_enter(DOING_FREE, 0);
     answer = blkrepl_context_free(sim.ctx);
+    replay_leave();
     sim.depth--;
+    sim.freeing = false;
     EVENT("context_free: %r", NEGATED(answer));
     sim.gone = answer == 0;
     return answer;
@@ -314,6 +317,8 @@ static void open_world(void)
     sim.active_count = 0;
     sim.backup_count = 0;
     sim.plan.seed = plan->seed;
+    sim.polled = LANE_NONE;
+    sim.unpolled = LANE_NONE;
     sim.now_ns = UINT64_C(1000000000000);
     sim.options.sources = plan->sources;
     sim.options.disks = plan->disks;
@@ -365,10 +370,7 @@ static void wind_up(void)
         EXPECT(i < 20000, "no end: %u requests, %u jobs", sim.pending, handles);
     }
     for (uint32_t i = 0; i < sim.options.disks; i++) {
-        blkrepl_image *image = sim.disks[i].image;
-
-        sim.disks[i].image = NULL;
-        blkrepl_image_close(image);
+        disk_close_handle(&sim.disks[i]);
     }
     for (int i = 0; context_free() != 0; i++) {
         replay_move();
@@ -391,15 +393,6 @@ static void check_end(void)
 
 /* ---- The replay ----------------------------------------------------------------------------- */
 
-static void close_disk(const struct entry *entry)
-{
-    struct disk *disk = &sim.disks[entry->object];
-    blkrepl_image *image = disk->image;
-
-    disk->image = NULL;
-    blkrepl_image_close(image);
-}
-
 static void step(const struct entry *entry)
 {
     switch ((enum entry_kind)entry->kind) {
@@ -407,12 +400,12 @@ static void step(const struct entry *entry)
     case ENTRY_END: replay_end(entry); break;
     case ENTRY_WRITE_CANCEL: replay_write_cancel(entry); break;
     case ENTRY_POLL: poll_entry(entry); break;
-    case ENTRY_WOKEN: poll_lane(entry->lane); break;
+    case ENTRY_WOKEN: lanes_poll(entry->lane); break;
     case ENTRY_WAKE: blkrepl_poll_wake(sim.ctx, entry->lane); break;
     case ENTRY_COMPLETE: replay_complete(entry); break;
     case ENTRY_BACKUP: backup(entry); break;
     case ENTRY_VERB: verb(entry); break;
-    case ENTRY_CLOSE: close_disk(entry); break;
+    case ENTRY_CLOSE: disk_close_handle(&sim.disks[entry->object]); break;
     case ENTRY_FREE: replay_compare(entry, context_free(), true); break;
     case ENTRY_CALLBACK:
     case ENTRY_EVENT:

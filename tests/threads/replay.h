@@ -13,13 +13,15 @@ struct replay {
     const struct entry *entries;
     uint32_t count;
     uint32_t next;
-    bool exact;    /* one thread made it: everything must be the same         */
-    uint32_t lane; /* that is being polled                                   */
+    bool exact; /* one thread made it: everything must be the same         */
     struct tally *tally;
 };
 
 extern struct replay replay;
 
+/* A call of the library begins, and ends; the oracles ask for it. */
+void replay_enter(enum doing kind, uint32_t lane);
+void replay_leave(void);
 /* The host was told something: in an exact replay the next of the log. */
 void replay_observed(enum entry_kind kind, uint32_t object, uint64_t a, uint64_t b, int answer);
 /* A call has answered; `right`: so that it agrees with the order of entries. */

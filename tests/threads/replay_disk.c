@@ -105,8 +105,13 @@ static void take(struct disk *disk, blkrepl_io *io)
     EVENT("disk %n gets %o %n+%n, id %n", disk->index, io->opcode, io->offset, io->bytes, io->id);
     EXPECT(!disk->closed && !sim.gone, "submit after close");
     oracle_backend_submit(disk, io);
-    *r = (struct disk_request){
-        .io = io, .id = io->id, .seq = sim.seq, .op = io->opcode, .flags = io->flags, .owner = -1};
+    *r = (struct disk_request){.io = io,
+                               .id = io->id,
+                               .seq = sim.seq,
+                               .op = io->opcode,
+                               .flags = io->flags,
+                               .lane = io->lane,
+                               .owner = -1};
     if (io->opcode != BLKREPL_OP_FLUSH) {
         r->offset = io->offset;
         r->bytes = io->bytes;
@@ -119,14 +124,14 @@ static void backend_submit(void *user, uint32_t lane, blkrepl_io *const *ios, ui
 {
     struct disk *disk = user;
 
+    lanes_submit(disk, lane, ios, count);
     for (uint32_t i = 0; i < count; i++) {
-        EXPECT(ios[i]->lane == lane && lane <= replay.plan->lanes, "io of lane %u, submit of %u",
-               ios[i]->lane, lane);
         take(disk, ios[i]);
         if (fate_of(disk, disk->in_flight - 1).at_once) {
             complete(disk, disk->in_flight - 1, fate_of(disk, disk->in_flight - 1).result);
         }
     }
+    lanes_submitted(disk, lane);
 }
 
 static void backend_cancel(void *user, uint64_t id)
@@ -150,6 +155,7 @@ static void backend_close(void *user)
 
     EXPECT(!disk->closed && !sim.gone && disk->in_flight == 0 && disk->image == NULL,
            "disk %u: a wrong close", disk->index);
+    lanes_close();
     disk->closed = true;
 }
 

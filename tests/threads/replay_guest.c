@@ -39,13 +39,15 @@ static struct request *request_new(const struct op *op, uint32_t number)
     memset(r, 0, sizeof *r);
     r->disk = &sim.disks[op->disk];
     r->op = op->opcode;
+    r->lane = op->lane;
     r->offset = op->offset;
     r->bytes = op->bytes;
     r->flags = op->flags;
     r->bracket = op->bracket;
     r->tag = number % 251 + 1;
     sim.active[sim.active_count++] = (int)sim.request_count++;
-    r->others = sim.pending++;
+    r->others = sim.lane_pending[r->lane]++;
+    r->alone = sim.pending++ == 0;
     return r;
 }
 
@@ -60,6 +62,7 @@ static void request_over(struct request *r, int result)
     }
     sim.active_count = kept;
     sim.pending--;
+    sim.lane_pending[r->lane]--;
     r->state = REQUEST_OVER;
     r->result = result;
     r->done_seq = sim.seq;
@@ -73,9 +76,8 @@ static void called_back(struct request *r, int result)
     EXPECT(!sim.gone && sim.depth > 0 && r->accepted && r->state == REQUEST_PENDING &&
                r->fn_count == 0 && r->release_count == 0,
            "a wrong callback of op %d", (int)(op - ops));
-    EXPECT(replay.lane == LANE_ANY || replay.lane == op->lane,
-           "a callback of op %d, of lane %u, in a poll of lane %u", (int)(op - ops), op->lane,
-           replay.lane);
+    EXPECT(lanes_in_poll(op->lane), "a callback of op %d, of lane %u, in a poll of lane %u",
+           (int)(op - ops), op->lane, sim.polled);
     r->fn_count++;
     replay_observed(ENTRY_CALLBACK, (uint32_t)(op - ops), 0, 0, result);
 }
@@ -156,16 +158,6 @@ static int op_call(struct op *op, struct request *r)
                        : request_call(r->disk->image, op, &done);
 }
 
-static uint32_t on_lane(uint32_t lane)
-{
-    uint32_t count = 0;
-
-    for (uint32_t i = 0; i < OPS_MAX; i++) {
-        count += made[i] != NULL && made[i]->state != REQUEST_OVER && ops[i].lane == lane;
-    }
-    return count;
-}
-
 static void answered(struct op *op, struct request *r, int answer, uint32_t others)
 {
     EVENT("op %n, %o of disk %n, lane %n: %r", (ull)(op - ops), r->op, r->disk->index, op->lane,
@@ -191,7 +183,7 @@ static void answered(struct op *op, struct request *r, int answer, uint32_t othe
 void replay_request(const struct entry *entry)
 {
     struct op *op = &ops[entry->object];
-    uint32_t others = on_lane(entry->lane);
+    uint32_t others = sim.lane_pending[entry->lane];
     struct request *r;
     int answer;
 
@@ -205,7 +197,7 @@ void replay_request(const struct entry *entry)
     if (!replay.exact) {
         for (int i = 0; i < 1000 && others >= sim.options.context.requests_max; i++) {
             replay_move();
-            others = on_lane(entry->lane);
+            others = sim.lane_pending[entry->lane];
         }
     }
     r = request_new(op, entry->object);
@@ -215,7 +207,9 @@ void replay_request(const struct entry *entry)
     if (is_write(r->op)) {
         oracle_backup_touch(r);
     }
+    replay_enter(DOING_CALL, op->lane);
     answer = op_call(op, r);
+    replay_leave();
     answered(op, r, answer, others);
     if (op->blocking) {
         return; /* the answer of the run was the result */
@@ -244,7 +238,9 @@ static void bracket_end(struct request *r, int result)
     } else if (result == 0) {
         oracle_guest_done(r);
     }
+    replay_enter(DOING_CALL, r->lane);
     answer = blkrepl_write_end(sim.ctx, r->token, result, NULL, 0, NULL);
+    replay_leave();
     EXPECT(answer == 0, "write_end answered %d", answer);
 }
 
@@ -292,7 +288,9 @@ void replay_write_cancel(const struct entry *entry)
     if (!waits) {
         request_over(r, -ECANCELED);
     }
+    replay_enter(DOING_CALL, r->lane);
     answer = blkrepl_write_cancel(sim.ctx, r->token);
+    replay_leave();
     EXPECT(answer == (waits ? BLKREPL_WAIT : 0), "write_cancel answered %d, waits: %d", answer,
            waits);
     replay_compare(entry, answer, true);

@@ -53,6 +53,7 @@ struct plan {
     uint32_t ops; /* of a guest                                               */
     uint32_t beside_percent;
     uint32_t stretch_percent; /* the library is held back                     */
+    uint32_t inside_percent;  /* calls from inside what the library calls     */
     bool one_thread;
     bool host_clock;           /* a clock of the host: polls do not sleep               */
     uint32_t blocking_percent; /* of the guests                               */
@@ -296,6 +297,8 @@ int live_poll(uint32_t lane, uint64_t timeout_ns);
 void live_wake(uint32_t lane);
 /* Arm, and sleep on the lane's descriptor. */
 void live_sleep(uint32_t lane, int timeout_ms);
+/* From inside a callback or a submit: what needs no handle. */
+void live_inside(void);
 void guest_reset(void);
 /* One step; wait: it may sleep.  False: it is over. */
 bool guest_step(uint32_t number, bool wait);
