@@ -41,6 +41,7 @@ struct guest {
     struct list image_link;  /* the slow way: on the image's guests */
     struct list quick_link;  /* the quick way: on the lane's quick */
     struct list stripe_link; /* the quick way, a write: on its stripe's writes */
+    bool in_stripe;          /* whether it is; its neighbours there change the link */
     /* Set when it is accepted. */
     struct blkrepl_image *image;
     uint64_t offset;

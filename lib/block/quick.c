@@ -96,25 +96,27 @@ static bool stripe_add(struct guest *guest)
     struct quick_stripe *stripe;
     uint64_t start;
     uint64_t end;
-    bool free;
+    bool alone;
 
     quick_range(guest, &start, &end);
     stripe = stripe_lock(guest);
-    free = !stripe_overlaps(stripe, start, end);
-    if (free) {
+    alone = !stripe_overlaps(stripe, start, end);
+    if (alone) {
         list_append(&stripe->writes, &guest->stripe_link);
     }
     stripe_unlock(guest, stripe);
-    return free;
+    guest->in_stripe = alone;
+    return alone;
 }
 
 static void stripe_remove(struct guest *guest)
 {
-    if (list_linked(&guest->stripe_link)) {
+    if (guest->in_stripe) {
         struct quick_stripe *stripe = stripe_lock(guest);
 
         list_remove(&guest->stripe_link);
         stripe_unlock(guest, stripe);
+        guest->in_stripe = false;
     }
 }
 
@@ -355,7 +357,7 @@ static void quick_absorb(struct guest *guest)
         blkrepl__guest_await_poll(guest);
         return;
     }
-    if (list_linked(&guest->stripe_link)) {
+    if (guest->in_stripe) {
         stripe_remove(guest);
         blkrepl__guest_hold_range(guest);
     }
