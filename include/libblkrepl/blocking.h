@@ -29,8 +29,9 @@
  * Returns:    what the callback would be given: 0 or the backend's code; or
  *             what the call without _wait returns when it refuses (but for
  *             -EAGAIN); -EDEADLK inside a callback, submit, cancel, close or
- *             hook; -EINVAL with a clock hook.  blkrepl_error_message() tells
- *             about refusals only.
+ *             hook; -EINVAL with a clock hook; -ENOMEM the system refuses what
+ *             a thread sleeps on.  blkrepl_error_message() tells about refusals
+ *             only.
  * Since:      0.1
  */
 #ifndef LIBBLKREPL_BLOCKING_H

@@ -28,7 +28,7 @@ int blkrepl__waiter_init(struct waiter *waiter, struct blkrepl_context *ctx, uin
     }
     *waiter = (struct waiter){.ctx = ctx, .lane = &ctx->lanes[lane]};
     if (pthread_cond_init(&waiter->wake, NULL) != 0) {
-        return blkrepl__fail(-ENOMEM, "wait");
+        return blkrepl__fail(-ENOMEM, "wait: no memory");
     }
     atomic_fetch_add_explicit(&waiter->lane->blocked, 1, memory_order_acquire);
     return 0;
