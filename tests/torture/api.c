@@ -12,15 +12,21 @@ enum api_function {
     ERROR_TEXT,
     IMAGE_CLOSE,
     IMAGE_DISCARD,
+    IMAGE_DISCARD_WAIT,
     IMAGE_FLUSH,
+    IMAGE_FLUSH_WAIT,
     IMAGE_OPEN,
     IMAGE_OPEN_FILE,
     IMAGE_OPEN_MEMORY,
     IMAGE_QUERY,
     IMAGE_READ,
+    IMAGE_READ_WAIT,
     IMAGE_STATUS,
+    IMAGE_STATUS_WAIT,
     IMAGE_WRITE,
+    IMAGE_WRITE_WAIT,
     IMAGE_WRITE_ZEROES,
+    IMAGE_WRITE_ZEROES_WAIT,
     IO_COMPLETE,
     JOB_CANCEL,
     JOB_FREE,
@@ -35,6 +41,7 @@ enum api_function {
     POLL_WAKE,
     VERSION,
     WRITE_BEGIN,
+    WRITE_BEGIN_WAIT,
     WRITE_CANCEL,
     WRITE_END,
     FUNCTION_COUNT
@@ -62,6 +69,14 @@ struct api_entry {
 #define READ_CODES                                                                                 \
     {                                                                                              \
         -EINVAL, -EAGAIN, -ESHUTDOWN                                                               \
+    }
+#define READ_WAIT_CODES                                                                            \
+    {                                                                                              \
+        -EINVAL, -ESHUTDOWN, -EDEADLK, -ENOMEM                                                     \
+    }
+#define WRITE_WAIT_CODES                                                                           \
+    {                                                                                              \
+        -EINVAL, -ESHUTDOWN, -EDEADLK, -ENOMEM, -EROFS, -EBUSY                                     \
     }
 #define VERB_CODES                                                                                 \
     {                                                                                              \
@@ -117,6 +132,16 @@ static const struct api_entry table[FUNCTION_COUNT] = {
                      .codes = {-EINVAL, -EROFS, -EBUSY, -EAGAIN, -ESHUTDOWN, NEWER}},
     [WRITE_CANCEL] = {.name = "blkrepl_write_cancel", .codes = {-ENOENT, -EINVAL}},
     [WRITE_END] = {.name = "blkrepl_write_end", .codes = {-ENOENT, -EINVAL}},
+    [IMAGE_DISCARD_WAIT] = {.name = "blkrepl_image_discard_wait", .codes = WRITE_WAIT_CODES},
+    [IMAGE_FLUSH_WAIT] = {.name = "blkrepl_image_flush_wait", .codes = READ_WAIT_CODES},
+    [IMAGE_READ_WAIT] = {.name = "blkrepl_image_read_wait", .codes = READ_WAIT_CODES},
+    [IMAGE_STATUS_WAIT] = {.name = "blkrepl_image_status_wait", .codes = READ_WAIT_CODES},
+    [IMAGE_WRITE_WAIT] = {.name = "blkrepl_image_write_wait", .codes = WRITE_WAIT_CODES},
+    [IMAGE_WRITE_ZEROES_WAIT] = {.name = "blkrepl_image_write_zeroes_wait",
+                                 .codes = WRITE_WAIT_CODES},
+    [WRITE_BEGIN_WAIT] = {.name = "blkrepl_write_begin_wait",
+                          .codes = {-EINVAL, -EROFS, -EBUSY, -ESHUTDOWN, -EDEADLK, -ENOMEM,
+                                    -ECANCELED, NEWER}},
 };
 
 /* A call under way. */
@@ -181,9 +206,9 @@ static void message_mark(void)
 /* The first word is the object's, in lower case; no full stop; one line. */
 void api_check_text(const char *text, const char *where)
 {
-    static const char *const words[] = {"context",     "image",     "backend",     "backup",
-                                        "job",         "io",        "poll",        "lane",
-                                        "write_begin", "write_end", "write_cancel"};
+    static const char *const words[] = {"context",     "image",     "backend",      "backup",
+                                        "job",         "io",        "poll",         "lane",
+                                        "write_begin", "write_end", "write_cancel", "wait"};
     size_t length = strlen(text), word = strcspn(text, " :");
     bool known = false;
 
@@ -498,6 +523,77 @@ int api_write_cancel(blkrepl_context *ctx, uint64_t token)
     int rc = call_end(&c, blkrepl_write_cancel(ctx, token));
 
     REQUIRE(rc <= BLKREPL_WAIT, "%s: answers %d", table[c.function].name, rc);
+    return rc;
+}
+
+/* The backend's code comes back without a message. */
+static int call_end_wait(const struct call *c, int rc)
+{
+    const struct api_entry *entry = &table[c->function];
+
+    if (rc < 0 && fault_plan()->domain == FAULT_DISK && call_caused(c, rc)) {
+        injected = true;
+        return rc;
+    }
+    REQUIRE(rc <= 0, "%s: answers %d", entry->name, rc);
+    return call_end(c, rc);
+}
+
+int api_image_read_wait(blkrepl_image *image, uint32_t lane, uint64_t offset,
+                        const blkrepl_iovec *iov, uint32_t iov_count, uint32_t flags)
+{
+    struct call c = call_begin(IMAGE_READ_WAIT);
+
+    return call_end_wait(&c, blkrepl_image_read_wait(image, lane, offset, iov, iov_count, flags));
+}
+
+int api_image_write_wait(blkrepl_image *image, uint32_t lane, uint64_t offset,
+                         const blkrepl_iovec *iov, uint32_t iov_count, uint32_t flags)
+{
+    struct call c = call_begin(IMAGE_WRITE_WAIT);
+
+    return call_end_wait(&c, blkrepl_image_write_wait(image, lane, offset, iov, iov_count, flags));
+}
+
+int api_image_write_zeroes_wait(blkrepl_image *image, uint32_t lane, uint64_t offset,
+                                uint64_t bytes, uint32_t flags)
+{
+    struct call c = call_begin(IMAGE_WRITE_ZEROES_WAIT);
+
+    return call_end_wait(&c, blkrepl_image_write_zeroes_wait(image, lane, offset, bytes, flags));
+}
+
+int api_image_discard_wait(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                           uint32_t flags)
+{
+    struct call c = call_begin(IMAGE_DISCARD_WAIT);
+
+    return call_end_wait(&c, blkrepl_image_discard_wait(image, lane, offset, bytes, flags));
+}
+
+int api_image_flush_wait(blkrepl_image *image, uint32_t lane)
+{
+    struct call c = call_begin(IMAGE_FLUSH_WAIT);
+
+    return call_end_wait(&c, blkrepl_image_flush_wait(image, lane));
+}
+
+int api_image_status_wait(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                          blkrepl_extent *extents, uint32_t extents_max)
+{
+    struct call c = call_begin(IMAGE_STATUS_WAIT);
+
+    return call_end_wait(
+        &c, blkrepl_image_status_wait(image, lane, offset, bytes, extents, extents_max));
+}
+
+int api_write_begin_wait(blkrepl_image *image, const blkrepl_bracket *what, uint64_t *token)
+{
+    struct call c = call_begin(WRITE_BEGIN_WAIT);
+    int rc = call_end_wait(&c, blkrepl_write_begin_wait(image, what, token));
+
+    REQUIRE(!token || (rc == 0) == (*token != 0), "%s: %d with token %llu", table[c.function].name,
+            rc, (unsigned long long)(token ? *token : 0));
     return rc;
 }
 

@@ -58,6 +58,19 @@ int api_write_end(blkrepl_context *ctx, uint64_t token, int result, const blkrep
                   uint32_t iov_count, const blkrepl_completion *done);
 int api_write_cancel(blkrepl_context *ctx, uint64_t token);
 
+int api_image_read_wait(blkrepl_image *image, uint32_t lane, uint64_t offset,
+                        const blkrepl_iovec *iov, uint32_t iov_count, uint32_t flags);
+int api_image_write_wait(blkrepl_image *image, uint32_t lane, uint64_t offset,
+                         const blkrepl_iovec *iov, uint32_t iov_count, uint32_t flags);
+int api_image_write_zeroes_wait(blkrepl_image *image, uint32_t lane, uint64_t offset,
+                                uint64_t bytes, uint32_t flags);
+int api_image_discard_wait(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                           uint32_t flags);
+int api_image_flush_wait(blkrepl_image *image, uint32_t lane);
+int api_image_status_wait(blkrepl_image *image, uint32_t lane, uint64_t offset, uint64_t bytes,
+                          blkrepl_extent *extents, uint32_t extents_max);
+int api_write_begin_wait(blkrepl_image *image, const blkrepl_bracket *what, uint64_t *token);
+
 int api_backup_create(blkrepl_image *source, blkrepl_image *target,
                       const blkrepl_backup_options *options, blkrepl_job **out);
 int api_backup_start(blkrepl_image *source, blkrepl_image *target,

@@ -6,13 +6,13 @@ extern const struct scenario context_scenarios[];
 extern const struct scenario image_scenarios[];
 extern const struct scenario request_scenarios[];
 extern const struct scenario bracket_scenarios[];
+extern const struct scenario blocking_scenarios[];
 extern const struct scenario backup_scenarios[];
 extern const struct scenario memory_scenarios[];
 extern const struct scenario control_scenarios[];
 extern const struct scenario file_scenarios[];
 
 const struct scenario *const scenario_groups[] = {
-    context_scenarios, image_scenarios,  request_scenarios,
-    bracket_scenarios, backup_scenarios, memory_scenarios,
-    control_scenarios, file_scenarios,   NULL,
+    context_scenarios, image_scenarios,  request_scenarios, bracket_scenarios, blocking_scenarios,
+    backup_scenarios,  memory_scenarios, control_scenarios, file_scenarios,    NULL,
 };
