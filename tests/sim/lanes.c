@@ -14,9 +14,6 @@
 #include <poll.h>
 #include <stdio.h>
 
-/* Whether hosts also sleep in runs in which a lane is not polled. */
-#define SLEEP_BESIDE_UNPOLLED false
-
 typedef unsigned long long ull;
 
 /* ---- The innermost call ----------------------------------------------------------- */
@@ -364,7 +361,6 @@ static void lanes_part_draw(void)
     o->context.lane_count = sim_without(FAULT_LANES) ? 1 : count;
     sim.unpolled =
         unpolled < o->context.lane_count && !sim_without(FAULT_UNPOLLED) ? unpolled : LANE_NONE;
-    o->sleepy = o->sleepy && (SLEEP_BESIDE_UNPOLLED || sim.unpolled == LANE_NONE);
     sim.polled = LANE_NONE;
     sim.counts.lanes += o->context.lane_count > 1;
     sim.counts.unpolled += sim.unpolled != LANE_NONE;
