@@ -96,18 +96,22 @@ static bool covers(const struct write *write, uint32_t block)
 static bool may_hold(uint32_t number, uint32_t block, uint64_t from, uint64_t until)
 {
     uint32_t count = atomic_load(&write_count);
+    uint64_t began;
     uint64_t ended;
 
-    if (number >= count || (number > 0 && !covers(&history[number], block)) ||
-        atomic_load(&history[number].began) > until) {
+    if (number >= count) {
+        return false;
+    }
+    began = atomic_load(&history[number].began); /* the range is written before that */
+    if (number > 0 && (began == 0 || began > until || !covers(&history[number], block))) {
         return false;
     }
     ended = atomic_load(&history[number].ended);
     for (uint32_t i = 1; ended != 0 && i < count; i++) {
         uint64_t later = atomic_load(&history[i].ended);
 
-        if (covers(&history[i], block) && atomic_load(&history[i].began) > ended && later != 0 &&
-            later < from) {
+        if (later != 0 && later < from && atomic_load(&history[i].began) > ended &&
+            covers(&history[i], block)) {
             return false;
         }
     }
