@@ -16,8 +16,9 @@ typedef unsigned long long ull;
 struct sim sim;
 void (*sim_on_failure)(const char *format);
 
-static const struct part *const parts[] = {&host_part,   &lanes_part, &disk_part,     &guest_part,
-                                           &backup_part, &power_part, &contract_part, &misuse_part};
+/* The contract before the disks: while these are opened, a ghost may be. */
+static const struct part *const parts[] = {&host_part,  &lanes_part,  &contract_part, &disk_part,
+                                           &guest_part, &backup_part, &power_part,    &misuse_part};
 
 #define PARTS (sizeof parts / sizeof parts[0])
 
