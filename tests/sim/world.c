@@ -136,12 +136,14 @@ static void phase_guest_first(void)
         disk_heal(&sim.disks[i]);
     }
     while (lanes_must_end(true) > 0) {
+        uint64_t inside_submit = sim.counts.inline_completions;
         bool moved = guest_bracket_finish();
 
         for (uint32_t i = 0; i < sim.options.sources; i++) {
             moved = disk_progress(&sim.disks[i]) || moved;
         }
         moved = lanes_poll_all() > 0 || moved;
+        moved = moved || sim.counts.inline_completions != inside_submit;
         watch();
         idle = moved ? 0 : idle + 1;
         sim.now_ns += !moved && clock ? 2 * SECOND_NS : 0;
@@ -186,7 +188,8 @@ static void phase_liveness(void)
         }
     }
     for (uint32_t polls = 0; unfinished(); polls++) {
-        bool moved = move();
+        uint64_t inside_submit = sim.counts.inline_completions;
+        bool moved = move() || sim.counts.inline_completions != inside_submit;
 
         idle = moved || disks_busy() ? 0 : idle + 1;
         if (idle > 3) {
