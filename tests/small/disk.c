@@ -288,7 +288,7 @@ static void check_io(const struct disk *disk, const blkrepl_io *io)
     bool basic = moves || io->opcode == BLKREPL_OP_FLUSH;
 
     EXPECT(!disk->closed && !state.gone, "submit after close");
-    EXPECT(io->struct_size >= sizeof *io && io->id != 0 && io->lane == 0, "a bad io");
+    EXPECT(io->struct_size >= sizeof *io && io->id != 0, "a bad io");
     EXPECT(io->host[0] == NULL && io->host[3] == NULL, "host[] is not 0 at submit");
     EXPECT(disk->in_flight < world->depth, "more than %u in flight", world->depth);
     EXPECT(basic || (!world->plain && io->opcode <= BLKREPL_OP_STATUS), "opcode %u not declared",
@@ -361,8 +361,11 @@ static void backend_submit(void *user, uint32_t lane, blkrepl_io *const *ios, ui
 {
     struct disk *disk = user;
 
-    EXPECT(lane == 0 && count > 0, "submit: lane %u, count %u", lane, count);
+    EXPECT(lane < world_lanes() && count > 0, "submit: lane %u, count %u", lane, count);
     for (uint32_t i = 0; i < count; i++) {
+        EXPECT(ios[i]->lane == lane, "a request of lane %u among those of lane %u", ios[i]->lane,
+               lane);
+        EXPECT(disk->number == 0 || lane == 0, "a queue thread submits to the target");
         take(disk, ios[i]);
     }
     while ((run.world->inline_disks >> disk->number & 1) != 0 && disk->in_flight > 0) {

@@ -36,6 +36,17 @@ uint32_t requests_pending(uint32_t disk)
     return count;
 }
 
+/* The same of a lane. */
+uint32_t requests_pending_on(uint32_t lane)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < OPS_MAX; i++) {
+        count += is_pending(&state.requests[i]) && state.requests[i].op->lane == lane;
+    }
+    return count;
+}
+
 /* ---- Callbacks ------------------------------------------------------------------ */
 
 static void request_over(struct request *r, int result)
@@ -59,7 +70,7 @@ static void request_fn(void *user, int result)
     struct request *r = user;
 
     TRACE("    operation %u (%s) is called back: %d", r->number + 1, r->op->name, result);
-    EXPECT(run.polling && !state.gone, "a callback outside of a poll");
+    EXPECT(polls_lane(r->op->lane) && !state.gone, "a callback outside of a poll of its lane");
     EXPECT(r->state == REQUEST_PENDING && r->fn_count == 0 && r->release_count == 0,
            "operation %u is called back a second time, or after its end", r->number + 1);
     r->fn_count++;
@@ -138,26 +149,28 @@ static uint32_t fill_iov(struct request *r)
 static int through_call(struct request *r, const blkrepl_completion *done)
 {
     blkrepl_image *image = state.disks[r->op->disk].image;
+    uint32_t lane = r->op->lane;
     uint64_t bytes = r->end - r->start;
 
     switch (r->op->opcode) {
     case BLKREPL_OP_READ:
-        return blkrepl_image_read(image, 0, r->start, r->iov, fill_iov(r), 0, done);
+        return blkrepl_image_read(image, lane, r->start, r->iov, fill_iov(r), 0, done);
     case BLKREPL_OP_WRITE:
-        return blkrepl_image_write(image, 0, r->start, r->iov, fill_iov(r), r->op->flags, done);
+        return blkrepl_image_write(image, lane, r->start, r->iov, fill_iov(r), r->op->flags, done);
     case BLKREPL_OP_ZEROES:
-        return blkrepl_image_write_zeroes(image, 0, r->start, bytes, r->op->flags, done);
-    case BLKREPL_OP_DISCARD: return blkrepl_image_discard(image, 0, r->start, bytes, 0, done);
-    case BLKREPL_OP_FLUSH: return blkrepl_image_flush(image, 0, done);
+        return blkrepl_image_write_zeroes(image, lane, r->start, bytes, r->op->flags, done);
+    case BLKREPL_OP_DISCARD: return blkrepl_image_discard(image, lane, r->start, bytes, 0, done);
+    case BLKREPL_OP_FLUSH: return blkrepl_image_flush(image, lane, done);
     default:
-        return blkrepl_image_status(image, 0, r->start, bytes, (blkrepl_extent *)(void *)r->buffer,
-                                    CELLS_MAX, done);
+        return blkrepl_image_status(image, lane, r->start, bytes,
+                                    (blkrepl_extent *)(void *)r->buffer, CELLS_MAX, done);
     }
 }
 
 static int bracket_call(struct request *r, const blkrepl_completion *go)
 {
-    blkrepl_bracket what = {.struct_size = sizeof what, .opcode = r->op->opcode};
+    blkrepl_bracket what = {
+        .struct_size = sizeof what, .opcode = r->op->opcode, .lane = r->op->lane};
     int answer;
 
     if (r->op->opcode != BLKREPL_OP_FLUSH) {
@@ -179,7 +192,7 @@ static void refused(struct request *r, int answer, uint32_t others, bool held)
     EXPECT((answer == -EAGAIN && full) || (answer == -EBUSY && busy), "refused with %d: %s", answer,
            blkrepl_error_message());
     EXPECT(r->fn_count == 0 && r->release_count == 1, "refused, but called back");
-    state.room_expected |= answer == -EAGAIN;
+    state.room_expected |= (uint32_t)(answer == -EAGAIN) << r->op->lane;
     if (r->buffer != NULL) {
         arena_buffer_free(r->buffer);
         r->buffer = NULL;
@@ -191,7 +204,7 @@ static void refused(struct request *r, int answer, uint32_t others, bool held)
 
 static void guest_apply(const struct op *op)
 {
-    uint32_t others = requests_pending(2);
+    uint32_t others = requests_pending_on(op->lane);
     bool held = job_holds_target();
     struct request *r = request_new(op);
     blkrepl_completion done = {.fn = request_fn, .user = r, .release = request_release};

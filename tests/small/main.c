@@ -8,7 +8,8 @@
  *          2 and a part of one, or of 0 bytes), copies of one cluster by one or
  *          two workers, one buffer in reserve; queues of 1 or 3; requests that
  *          complete when this program lets them, or inside submit, on either
- *          disk or on both; alignment 1 or 512: `worlds` in world.c.
+ *          disk or on both; alignment 1 or 512; two of them with two lanes, for
+ *          a menu of their own: `worlds` in world.c.
  *
  * Program  up to `ops_max` operations from the menu of a `theme`, in any order
  *          and with repetition, each after any step of what is under way: guest
@@ -27,7 +28,7 @@
  *          bracket fails, with nothing or with all of a write landed, or copy-
  *          before-write times out.  A late step, at most `late_max`: polls
  *          follow each step until there is nothing to poll for, a late step is
- *          followed by one poll or by none.  A request that was told to cancel
+ *          followed by one poll, of either lane, or by none.  A request that was told to cancel
  *          may complete with -ECANCELED at any time; that is not a fault.
  *
  * Not in it: writes that land in part; reads that see the medium at any time but
@@ -62,7 +63,7 @@
  *     clock, poll        time passes; polls
  *     e, E, c behind it  it fails; it fails and has landed; -ECANCELED
  *     /2e, /2E           the second completion inside submit during it fails
- *     +, -               late: no poll follows; one poll follows
+ *     +, -, =            late: no poll follows; one poll follows; one of lane 1
  */
 #include "small.h"
 

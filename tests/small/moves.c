@@ -21,7 +21,7 @@ static bool may_be_late(bool fails)
            state.faults_used + state.late_used + fails < run.theme->odd_max;
 }
 
-/* The move, and the same without its polls, or with one only. */
+/* The move, and the same without its polls, or with one only, of either lane. */
 static struct move *add(struct move *out, struct move move)
 {
     bool fails = move.outcome == OUTCOME_FAIL || move.outcome == OUTCOME_LANDED;
@@ -32,6 +32,10 @@ static struct move *add(struct move *out, struct move move)
         *out++ = move;
         move.late = LATE_ONE;
         *out++ = move;
+        if (world_lanes() > 1) {
+            move.late = LATE_LANE;
+            *out++ = move;
+        }
     }
     return out;
 }
@@ -184,10 +188,15 @@ static void move_call(const struct move *move)
 /* Is there anything to poll for? */
 static bool is_busy(void)
 {
-    int answer = blkrepl_poll_arm(state.ctx, 0, &state.deadline_ns);
+    bool busy = false;
 
-    EXPECT(answer == 0 || answer == 1, "poll_arm answered %d", answer);
-    return answer == 1;
+    for (uint32_t lane = world_lanes(); lane-- > 0;) { /* the deadline is that of lane 0 */
+        int answer = blkrepl_poll_arm(state.ctx, lane, &state.deadline_ns);
+
+        EXPECT(answer == 0 || answer == 1, "poll_arm answered %d", answer);
+        busy = busy || answer == 1;
+    }
+    return busy;
 }
 
 static void poll_until_quiet(void)
@@ -196,7 +205,9 @@ static void poll_until_quiet(void)
 
     do {
         EXPECT(polls++ < POLLS_MAX, "polls find something to do for ever");
-        poll_once();
+        for (uint32_t lane = 0; lane < world_lanes(); lane++) {
+            poll_once(lane);
+        }
     } while (is_busy());
 }
 
@@ -207,8 +218,8 @@ static bool polls_apply(enum late late)
         run.late++;
         state.late_used++;
         state.quiet = 0;
-        if (late == LATE_ONE) {
-            poll_once();
+        if (late != LATE_ALL) {
+            poll_once(late == LATE_LANE);
         }
         return is_busy();
     }
@@ -252,7 +263,8 @@ void move_print(const struct move *move, char *out, size_t bytes)
 {
     char inline_text[16] = "";
     char outcome[2] = {outcome_letter[move->outcome], '\0'};
-    const char *late = move->late == LATE_NO ? "" : move->late == LATE_ALL ? "+" : "-";
+    static const char *const marks[] = {"", "+", "-", "="};
+    const char *late = marks[move->late];
 
     if (move->inline_at > 0) {
         snprintf(inline_text, sizeof inline_text, "/%u%c", move->inline_at,
@@ -295,7 +307,7 @@ static const char *parse_kind(const char *text, struct move *out)
         uint32_t disk;
     } kinds[] = {{"end", MOVE_END, 0},   {"drop", MOVE_DROP, 0},  {"clock", MOVE_CLOCK, 0},
                  {"poll", MOVE_POLL, 0}, {"s", MOVE_COMPLETE, 0}, {"t", MOVE_COMPLETE, 1}};
-    size_t bytes = strcspn(text, "/+-");
+    size_t bytes = strcspn(text, "/+-=");
 
     for (uint32_t i = 0; i < run.menu_count; i++) {
         if (strlen(run.menu[i]->name) == bytes && strncmp(text, run.menu[i]->name, bytes) == 0) {
@@ -332,8 +344,9 @@ bool move_parse(const char *text, struct move *out)
         text = end;
         out->inline_outcome = parse_outcome(&text);
     }
-    if (*text == '+' || *text == '-') {
-        out->late = *text++ == '+' ? LATE_ALL : LATE_ONE;
+    if (*text == '+' || *text == '-' || *text == '=') {
+        out->late = *text == '+' ? LATE_ALL : *text == '-' ? LATE_ONE : LATE_LANE;
+        text++;
     }
     return *text == '\0';
 }

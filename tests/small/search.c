@@ -93,11 +93,13 @@ static void table_add(uint64_t hash, uint64_t runs)
 
 /* ---- Depth first ----------------------------------------------------------------------- */
 
-/* The context's descriptor is closed with it: bring it back. */
+/* The context's descriptors are closed with it: bring them back. */
 static void reopen(void)
 {
     if (run.fd_closed && !state.gone) {
-        EXPECT(dup2(run.fd_spare, run.fd) == run.fd, "dup2 failed");
+        for (uint32_t lane = 0; lane < world_lanes(); lane++) {
+            EXPECT(dup2(run.fds_spare[lane], run.fds[lane]) == run.fds[lane], "dup2 failed");
+        }
         run.fd_closed = false;
     }
 }
@@ -303,7 +305,9 @@ static void world_close(void)
     if (!state.gone) {
         world_finish();
     }
-    close(run.fd_spare);
+    for (uint32_t lane = 0; lane < world_lanes(); lane++) {
+        close(run.fds_spare[lane]);
+    }
     EXPECT(arena_canary(), "a bounce buffer was used beyond its window");
 }
 

@@ -21,7 +21,8 @@
 #define QUEUE_MAX 4
 #define JOBS_MAX 2
 #define MENU_MAX 48
-#define MOVES_MAX 400
+#define MOVES_MAX 600
+#define LANES_MAX 2
 #define TIMEOUT_NS UINT64_C(1000000000000) /* of copy-before-write: no throttle takes so long */
 #define SLOW_BYTES_PER_SEC CLUSTER_BYTES
 
@@ -62,6 +63,7 @@ struct op {
     enum op_kind kind;
     uint32_t opcode;
     uint32_t disk;
+    uint32_t lane;
     uint32_t start; /* range; clipped to the disk                              */
     uint32_t end;
     uint32_t flags; /* of the request, or OP_*                                 */
@@ -76,15 +78,16 @@ struct world {
     uint32_t target_bytes; /* of the target                                      */
     uint32_t alignment;    /* of requests, both disks                            */
     uint32_t depth;        /* of both queues                                     */
+    uint32_t lanes;        /* 0: one                                             */
     uint32_t inline_disks; /* bit n: disk n completes inside submit              */
     uint32_t workers;
-    uint32_t chunk; /* longest copy, in clusters                                */
-    uint32_t requests_max;
-    uint32_t zeroes_max; /* longest ZEROES and DISCARD                           */
-    uint32_t zero_mask;  /* clusters of the source that are zero                 */
-    bool plain;          /* the disks know READ, WRITE and FLUSH only            */
-    bool detect;         /* the backup looks for zeroes                          */
-    bool apart;          /* for themes that ask for it                          */
+    uint32_t chunk;        /* longest copy, in clusters                                */
+    uint32_t requests_max; /* of each lane                                       */
+    uint32_t zeroes_max;   /* longest ZEROES and DISCARD                           */
+    uint32_t zero_mask;    /* clusters of the source that are zero                 */
+    bool plain;            /* the disks know READ, WRITE and FLUSH only            */
+    bool detect;           /* the backup looks for zeroes                          */
+    bool apart;            /* for themes that ask for it                          */
 };
 
 /* What may happen in it. */
@@ -267,7 +270,8 @@ enum outcome {
 enum late {
     LATE_NO,  /* polls follow until there is nothing to do                      */
     LATE_ALL, /* no poll                                                       */
-    LATE_ONE  /* one poll                                                      */
+    LATE_ONE, /* one poll                                                      */
+    LATE_LANE /* one poll of lane 1                                            */
 };
 
 struct move {
@@ -292,12 +296,13 @@ struct run {
     uint32_t inline_count;
     enum outcome inline_outcome;
     bool inline_hit;
-    bool polling;
-    bool calling; /* inside the call of a guest's operation                     */
+    bool polling;  /* or freeing                                                */
+    uint32_t lane; /* whose poll that is; LANES_MAX: of all of them            */
+    bool calling;  /* inside the call of a guest's operation                     */
     bool trace;
     bool searching;
-    int fd; /* the context's, kept in fd_spare while it is gone                  */
-    int fd_spare;
+    int fds[LANES_MAX]; /* the context's, kept in fds_spare while it is gone     */
+    int fds_spare[LANES_MAX];
     bool fd_closed;
     uint64_t events;
     uint64_t faults;
@@ -336,6 +341,7 @@ void op_apply(const struct op *op);
 bool is_write(uint32_t opcode);
 uint32_t request_tag(const struct request *r);
 uint32_t requests_pending(uint32_t disk);
+uint32_t requests_pending_on(uint32_t lane);
 void bracket_end(struct request *r, enum outcome outcome);
 void bracket_drop(struct request *r);
 void requests_check(void);
@@ -372,7 +378,10 @@ void world_begin(void);
 void world_finish(void);
 void world_shut_down(void);
 void world_try_free(void);
-void poll_once(void);
+uint32_t world_lanes(void);
+void poll_once(uint32_t lane);
+/* Is the host inside a poll of this lane, or a free? */
+bool polls_lane(uint32_t lane);
 
 /* moves.c */
 uint32_t moves_list(struct move *out);

@@ -34,6 +34,11 @@ static const struct op ops[] = {
     {.name = "Ru", THROUGH(READ), .start = C + 700, .end = C + 800},
     {.name = "S", THROUGH(STATUS), .start = 0, .end = ALL},
     {.name = "B1", BRACKET(WRITE), .start = C, .end = 2 * C},
+    {.name = "lW1", THROUGH(WRITE), .lane = 1, .start = C, .end = 2 * C},
+    {.name = "lWh", THROUGH(WRITE), .lane = 1, .start = C / 2, .end = C + C / 2},
+    {.name = "lD1", THROUGH(DISCARD), .lane = 1, .start = C, .end = 2 * C},
+    {.name = "lRh", THROUGH(READ), .lane = 1, .start = C / 2, .end = C + C / 2},
+    {.name = "lB1", BRACKET(WRITE), .lane = 1, .start = C, .end = 2 * C},
     {.name = "Bh", BRACKET(WRITE), .start = C / 2, .end = C + C / 2},
     {.name = "Bz", BRACKET(ZEROES), .start = 0, .end = ALL},
     {.name = "Bd", BRACKET(DISCARD), .start = C, .end = 2 * C},
@@ -168,6 +173,28 @@ const struct world worlds[] = {
      .chunk = 1,
      .requests_max = 4,
      .apart = true},
+    {.name = "lanes",
+     .about = "3 whole clusters; queues of 3, two lanes",
+     .bytes = 3 * C,
+     .target_bytes = 3 * C,
+     .alignment = 1,
+     .depth = 3,
+     .lanes = 2,
+     .workers = 1,
+     .chunk = 1,
+     .requests_max = 2,
+     .apart = true},
+    {.name = "lane",
+     .about = "3 whole clusters; queues of 1, two lanes, one request of each at a time",
+     .bytes = 3 * C,
+     .target_bytes = 3 * C,
+     .alignment = 1,
+     .depth = 1,
+     .lanes = 2,
+     .workers = 1,
+     .chunk = 1,
+     .requests_max = 1,
+     .apart = true},
     {.name = NULL},
 };
 
@@ -175,11 +202,15 @@ const struct world worlds[] = {
     "W0 W1 W2 Wh Wu Wf WT Z1 Zu Za D1 Da F Rh Ru S B1 Bh Bz Bd Bf K Kg Kc Kcg start pause resume " \
     "cancel force slow fast free closeS closeT shut"
 
+#define MENU_LANES "W1 Wh B1 lW1 lWh lD1 lRh lB1 K Kg cancel shut"
+
 const struct theme themes_short[] = {
     {"wide", MENU_WIDE, 2, 1, 1, 1, NULL},
     {"data", "W0 W1 W2 Wh Wu Za D1 B1 Bh K Kg", 3, 1, 1, 1, NULL},
     {"verbs", "W1 B1 Bz K Kg Kc start pause resume cancel slow fast", 3, 1, 1, 1, NULL},
     {"life", "W1 Rh B1 WT K Kg cancel free closeS closeT shut", 3, 1, 1, 1, NULL},
+    {"lanes", MENU_LANES, 3, 1, 1, 1, "lanes"},
+    {"lane", MENU_LANES, 3, 1, 1, 1, "lane"},
     {.name = NULL},
 };
 
@@ -295,10 +326,14 @@ static void sink_fn(void *user, const blkrepl_event *event)
     (void)user;
     EXPECT(run.polling && !state.gone && event->count > 0, "an event outside of a poll");
     if (event->object_kind == BLKREPL_OBJECT_JOB) {
+        EXPECT(polls_lane(0), "an event of a job on lane 1");
         job_event(event);
     } else {
-        EXPECT(event->type == BLKREPL_EVENT_ROOM && state.room_expected, "a ROOM for nobody");
-        state.room_expected = 0;
+        EXPECT(event->type == BLKREPL_EVENT_ROOM && event->object_id < world_lanes() &&
+                   (state.room_expected >> event->object_id & 1) != 0 &&
+                   polls_lane((uint32_t)event->object_id),
+               "a ROOM for nobody");
+        state.room_expected &= ~(UINT32_C(1) << event->object_id);
     }
 }
 
@@ -314,6 +349,7 @@ void world_begin(void)
     static const blkrepl_hooks hooks = {
         .struct_size = sizeof hooks, .clock_ns = hook_clock, .entropy = hook_entropy};
     blkrepl_context_options options = {.struct_size = sizeof options,
+                                       .lane_count = run.world->lanes,
                                        .requests_max = run.world->requests_max,
                                        .job_requests_max = run.world->workers + 2,
                                        .allocator = &arena_allocator,
@@ -331,20 +367,33 @@ void world_begin(void)
     disk_open(0);
     disk_open(1);
     state.may_allocate = 0;
-    run.fd = blkrepl_poll_fd(state.ctx, 0);
-    run.fd_spare = fcntl(run.fd, F_DUPFD_CLOEXEC, 0);
-    EXPECT(run.fd_spare >= 0, "no file descriptor");
+    for (uint32_t lane = 0; lane < world_lanes(); lane++) {
+        run.fds[lane] = blkrepl_poll_fd(state.ctx, lane);
+        run.fds_spare[lane] = fcntl(run.fds[lane], F_DUPFD_CLOEXEC, 0);
+        EXPECT(run.fds_spare[lane] >= 0, "no file descriptor");
+    }
     run.fd_closed = false;
 }
 
 /* ---- Ending ----------------------------------------------------------------------- */
 
-void poll_once(void)
+uint32_t world_lanes(void)
+{
+    return run.world->lanes != 0 ? run.world->lanes : 1;
+}
+
+bool polls_lane(uint32_t lane)
+{
+    return run.polling && (run.lane == lane || run.lane == LANES_MAX);
+}
+
+void poll_once(uint32_t lane)
 {
     int answer;
 
     run.polling = true;
-    answer = blkrepl_poll(state.ctx, 0, 0);
+    run.lane = lane;
+    answer = blkrepl_poll(state.ctx, lane, 0);
     run.polling = false;
     EXPECT(answer >= 0, "poll answered %d: %s", answer, blkrepl_error_message());
 }
@@ -379,6 +428,7 @@ void world_try_free(void)
     int answer;
 
     run.polling = true;
+    run.lane = LANES_MAX;
     answer = blkrepl_context_free(state.ctx);
     run.polling = false;
     EXPECT(answer == 0 || answer == -EBUSY, "context_free answered %d", answer);
@@ -424,7 +474,7 @@ void world_finish(void)
         world_shut_down();
     }
     for (int i = 0; i < 4 && !state.gone; i++) {
-        poll_once();
+        poll_once((uint32_t)i % world_lanes());
         world_try_free();
     }
     EXPECT(state.gone, "context_free: %s", blkrepl_error_message());
