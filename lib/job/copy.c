@@ -185,43 +185,6 @@ static void copy_check_settled(struct copy *copy)
     }
 }
 
-/* The known run that holds `offset`. */
-static const struct copy_known *copy_known_at(const struct copy *copy, uint64_t offset)
-{
-    for (uint32_t i = 0; i < copy->known_count; i++) {
-        if (offset >= copy->known[i].start && offset < copy->known[i].end) {
-            return &copy->known[i];
-        }
-    }
-    return NULL;
-}
-
-bool blkrepl__copy_known_zero(const struct copy *copy, uint64_t start, uint64_t end)
-{
-    while (start < end) {
-        const struct copy_known *known = copy_known_at(copy, start);
-
-        if (known == NULL || !known->zero) {
-            return false;
-        }
-        start = known->end;
-    }
-    return true;
-}
-
-bool blkrepl__copy_known(const struct copy *copy, uint64_t start, uint64_t end)
-{
-    while (start < end) {
-        const struct copy_known *known = copy_known_at(copy, start);
-
-        if (known == NULL) {
-            return false;
-        }
-        start = known->end;
-    }
-    return true;
-}
-
 /* How many clusters from `first` on to claim: a chunk, or a long run of what is
  * known to be zero. */
 static uint64_t copy_claim_count(const struct copy *copy, uint64_t first)
@@ -229,7 +192,7 @@ static uint64_t copy_claim_count(const struct copy *copy, uint64_t first)
     uint64_t cluster = copy->config.cluster_bytes;
     uint64_t size = image_bytes(copy->config.source);
     uint64_t offset = first * cluster;
-    const struct copy_known *known = copy_known_at(copy, offset);
+    const struct copy_known *known = blkrepl__copy_known_at(copy, offset);
     uint64_t most = copy->config.chunk_bytes / cluster;
 
     if (known != NULL && known->zero && !copy->config.hold_until_written) {

@@ -163,7 +163,7 @@ static inline bool copy_idle(const struct copy *copy)
     return list_empty(&copy->active) && !copy->flushing;
 }
 
-/* --- between copy.c, copy_task.c and copy_tap.c --------------------------- */
+/* --- between copy.c, copy_task.c, copy_status.c and copy_tap.c ------------ */
 
 /* Take clusters from bit `first` on, at most `most`, into a task and start it. */
 void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_t first,
@@ -176,6 +176,15 @@ void blkrepl__copy_promote(struct copy_task *task, uint32_t lane);
 void blkrepl__copy_task_free(struct copy_task *task);
 /* Drop a task's part in ranges and queues because the engine stops. */
 void blkrepl__copy_task_abandon(struct copy_task *task);
+/* Whether the list that the task's STATUS has got can be believed. */
+bool blkrepl__copy_status_valid(const struct copy_task *task);
+/* How far from its start on it says the same about whole clusters: zero only if
+ * every byte of the cluster reads as zero. */
+uint64_t blkrepl__copy_same_until(const struct copy_task *task, bool *zero);
+/* Keep what a look far ahead has told. */
+void blkrepl__copy_remember(const struct copy_task *task);
+/* The known run that holds `offset`; NULL: none. */
+const struct copy_known *blkrepl__copy_known_at(const struct copy *copy, uint64_t offset);
 /* Whether the status of all of start..end is known. */
 bool blkrepl__copy_known(const struct copy *copy, uint64_t start, uint64_t end);
 /* Whether all of start..end is known to read as zero. */

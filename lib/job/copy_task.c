@@ -296,73 +296,6 @@ static void task_ready(struct ready *ready)
     task_claimed(CONTAINER_OF(ready, struct copy_task, ready));
 }
 
-/* How far from `start` on the extents say the same about whole clusters:
- * zero only if every byte of the cluster reads as zero. */
-static uint64_t task_same_until(struct copy_task *task, bool *zero)
-{
-    uint64_t cluster = task->copy->config.cluster_bytes;
-    uint64_t at = task->start;
-    uint64_t zero_end = task->start;
-    uint64_t data_end;
-
-    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
-        if ((task->extents[i].flags & BLKREPL_EXTENT_ZERO) == 0) {
-            break;
-        }
-        at += task->extents[i].bytes;
-        zero_end = at;
-    }
-    zero_end = min_u64(zero_end, task->end);
-    if (zero_end < task->end) {
-        zero_end = align_down(zero_end, cluster);
-    }
-    *zero = zero_end > task->start;
-    if (*zero) {
-        return zero_end;
-    }
-    /* Data until the first extent of zeroes, rounded up to a cluster. */
-    data_end = task->start;
-    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
-        if ((task->extents[i].flags & BLKREPL_EXTENT_ZERO) != 0 && i > 0) {
-            break;
-        }
-        data_end += task->extents[i].bytes;
-    }
-    data_end = align_up(max_u64(data_end, task->start + 1), cluster);
-    return min_u64(data_end, task->end);
-}
-
-/* Keep what a look far ahead has told. */
-static void task_remember(struct copy_task *task)
-{
-    struct copy *copy = task->copy;
-    uint64_t at = task->start;
-
-    copy->known_count = 0;
-    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
-        copy->known[copy->known_count++] =
-            (struct copy_known){.start = at,
-                                .end = at + task->extents[i].bytes,
-                                .zero = (task->extents[i].flags & BLKREPL_EXTENT_ZERO) != 0};
-        at += task->extents[i].bytes;
-    }
-}
-
-/* Whether the backend's list is one that can be believed. */
-static bool task_status_valid(const struct copy_task *task)
-{
-    const uint32_t known = BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ZERO | BLKREPL_EXTENT_ALLOCATED;
-    uint64_t left = task->request->io.bytes;
-
-    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
-        if (task->extents[i].bytes > left || (task->extents[i].flags & ~known) != 0) {
-            return false;
-        }
-        left -= task->extents[i].bytes;
-    }
-    return task->extents[0].bytes > 0;
-}
-
 /* STATUS has ended: it is data or zero; the part that differs goes back. */
 static void task_status(struct copy_task *task)
 {
@@ -370,10 +303,10 @@ static void task_status(struct copy_task *task)
     bool zero = false;
     uint64_t end = min_u64(task->end, task->start + task->buffer_bytes);
 
-    if (task->request->io_result == 0 && task_status_valid(task)) {
-        end = task_same_until(task, &zero);
+    if (task->request->io_result == 0 && blkrepl__copy_status_valid(task)) {
+        end = blkrepl__copy_same_until(task, &zero);
         if (task->probe) {
-            task_remember(task);
+            blkrepl__copy_remember(task);
         }
     } /* a status that failed or makes no sense: it is all data */
     if (task->probe) {
