@@ -16,9 +16,10 @@
  *     there are at most iov_count_max of them, together exactly `bytes`; the
  *     last one may be shorter where a request ends at the end of the image;
  *   - no request is longer than transfer_bytes_max (ZEROES and DISCARD:
- *     zeroes_bytes_max);
+ *     zeroes_bytes_max; COPY_FROM: copy_bytes_max);
  *   - writes whose ranges overlap are never in flight together, when the host
- *     sends all its writes through the library or brackets them;
+ *     sends all its writes through the library or brackets them; a COPY_FROM
+ *     is a write of the backend that gets it;
  *   - no lock of the library is held during submit, cancel and close; submit
  *     may run in several threads at once, cancel and close as well, but close
  *     never together with anything else.
@@ -30,7 +31,9 @@
  *     neither touches its memory nor changes the medium on its behalf.  A
  *     backend that cannot promise that must not complete the request;
  *   - a write that failed may have left any mixture of old and new bytes in
- *     its range, but nothing outside of it.
+ *     its range, but nothing outside of it;
+ *   - the same holds for a COPY_FROM, also where bytes of the source changed
+ *     while it was being carried out.
  */
 #ifndef LIBBLKREPL_BACKEND_H
 #define LIBBLKREPL_BACKEND_H
@@ -56,7 +59,21 @@ enum blkrepl_opcode {
      *  one extent, at most extents_max, together no more than `bytes` (what is
      *  missing is asked again).  Not declared: all data. */
     BLKREPL_OP_STATUS = 6,
-    /** Reserved: copy from another backend (source_user, source_offset). */
+    /** Copy `bytes` from `source_offset` of another backend to `offset` of this
+     *  one, without iovecs.  The other one is `source_user`, which is the `user`
+     *  of its open call; it has declared the same copy_domain, is not asked, and
+     *  stays open until the request is completed.  Source and target are never
+     *  the same backend.  The range is aligned at both ends for either of them,
+     *  except that it may end at the very end of both, or at the end of the
+     *  source where this backend's alignment allows it.
+     *
+     *  Advice: with any negative result (-ENOTSUP, -EXDEV, ...) the library
+     *  reads and writes the range instead, and does not ask again in that job.
+     *
+     *  Requests for other parts of the source go on meanwhile, and so may guest
+     *  writes to this very part of it: then what arrives at the target is
+     *  undefined, and the library writes that part once more when the request
+     *  has been completed, which it also asks to have cancelled. */
     BLKREPL_OP_COPY_FROM = 7,
     /** Reserved: change the size. */
     BLKREPL_OP_RESIZE = 8
@@ -124,14 +141,20 @@ typedef struct blkrepl_backend_info {
     uint32_t iov_count_max;      /* iovecs of a request at most; 0: 1024 */
     uint32_t cluster_bytes;      /* unit that should be written whole, power of
                                   * two up to 16 MiB; 0: none */
+    uint64_t copy_bytes_max;     /* longest COPY_FROM; 0: no limit */
+    void *copy_domain;           /* backends with the same one know how to copy
+                                  * from each other; any address that the host
+                                  * chooses; NULL: COPY_FROM is never sent */
+    void *reserved0;             /* NULL */
 } blkrepl_backend_info;
 
 /**
  * The functions of a backend.  Copied at open; `user` is that of the open call.
  *
  * get_info: set the fields of *info one by one (it is zero but for struct_size,
- *   and may be larger or smaller than your header's) and return 0, or a
- *   negative code; it runs in the thread that opens the image.  Required.
+ *   and may be larger or smaller than your header's: set nothing that lies
+ *   beyond its struct_size) and return 0, or a negative code; it runs in the
+ *   thread that opens the image.  Required.
  * submit: take `count` requests, in this order; all of one lane.  The array is
  *   valid until submit returns, each request until it is completed, which may
  *   be earlier.  May complete them before it returns.  May call every function

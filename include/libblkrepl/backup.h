@@ -30,7 +30,11 @@ enum blkrepl_on_cbw_error {
 enum blkrepl_backup_flags {
     /** Look for zeroes in the data that is read, and write them to the target
      *  as zeroes (a hole where it can). */
-    BLKREPL_BACKUP_DETECT_ZEROES = 1
+    BLKREPL_BACKUP_DETECT_ZEROES = 1,
+    /** Never let the backends copy among themselves (BLKREPL_OP_COPY_FROM).
+     *  Where files can share blocks, the copy would; this makes one that stands
+     *  for itself. */
+    BLKREPL_BACKUP_NO_OFFLOAD = 2
 };
 
 /** Options of a backup. */
@@ -88,6 +92,14 @@ typedef struct blkrepl_backup_options {
  * Writes that were in flight at the start are concurrent with it: the backup
  * holds the new data of such a write if it succeeded, and any mixture of old
  * and new bytes, in its range only, if it failed.
+ *
+ * Where the backends of source and target have declared that they can copy among
+ * themselves (blkrepl_backend_info.copy_domain; the bundled memory backend does,
+ * and that of files, unless one is BLKREPL_FILE_DIRECT), data go this way in the
+ * background until it is refused for the first time, and then through buffers
+ * of the job; with DETECT_ZEROES always through buffers.  With BACKUP_FAILS no
+ * guest write waits for such a copy: it is given up where the guest writes, and
+ * made anew.
  *
  * Zeroes and holes of the source are written to the target as zeroes; where the
  * source's STATUS fails or makes no sense, all is taken for data.  The

@@ -106,7 +106,8 @@ typedef struct blkrepl_job_info {
     void *user;
     void *reserved0;
     char name[64];
-    char message[256]; /* of the same error; "" if there was none */
+    char message[256];        /* of the same error; "" if there was none */
+    uint64_t offloaded_bytes; /* of bytes_done: copied by the backends themselves */
 } blkrepl_job_info;
 
 /**

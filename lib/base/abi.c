@@ -129,7 +129,10 @@ NEXT(blkrepl_backend_info, queue_depth, request_alignment);
 NEXT(blkrepl_backend_info, request_alignment, memory_alignment);
 NEXT(blkrepl_backend_info, memory_alignment, iov_count_max);
 NEXT(blkrepl_backend_info, iov_count_max, cluster_bytes);
-LAST(blkrepl_backend_info, cluster_bytes, 56);
+NEXT(blkrepl_backend_info, cluster_bytes, copy_bytes_max);
+NEXT(blkrepl_backend_info, copy_bytes_max, copy_domain);
+NEXT(blkrepl_backend_info, copy_domain, reserved0);
+LAST(blkrepl_backend_info, reserved0, 80);
 
 FIRST(blkrepl_backend_ops, struct_size);
 NEXT(blkrepl_backend_ops, struct_size, flags);
@@ -215,7 +218,8 @@ NEXT(blkrepl_job_info, zero_bytes, user);
 NEXT(blkrepl_job_info, user, reserved0);
 NEXT(blkrepl_job_info, reserved0, name);
 NEXT(blkrepl_job_info, name, message);
-LAST(blkrepl_job_info, message, 456);
+NEXT(blkrepl_job_info, message, offloaded_bytes);
+LAST(blkrepl_job_info, offloaded_bytes, 464);
 
 /* These never change, whatever is appended later. */
 SAME(BLKREPL_CONTEXT_OPTIONS_V1_BYTES, 96);

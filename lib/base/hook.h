@@ -39,6 +39,7 @@ enum stretch_site {
     STRETCH_COPY_CLAIM,   /* a copy that was claimed does not begin at once */
     STRETCH_COPY_PUMP,    /* no more copies are started this time */
     STRETCH_COPY_PROBE,   /* no look ahead for holes */
+    STRETCH_COPY_HELD,    /* a copy that may write to the target does so later */
     STRETCH_BACKUP_STATE, /* a backup stays between two states */
     STRETCH_SITE_COUNT
 };

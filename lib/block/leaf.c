@@ -10,7 +10,7 @@
 #include "base/struct_io.h"
 #include "core/error.h"
 
-#define OPCODES_KNOWN 0x7eu /* READ .. STATUS */
+#define OPCODES_KNOWN 0xfeu /* READ .. COPY_FROM */
 #define CLUSTER_BYTES_MAX (1u << 24)
 #define REQUEST_ALIGNMENT_MAX LEAF_BOUNCE_BYTES
 #define MEMORY_ALIGNMENT_MAX 4096u
@@ -51,6 +51,9 @@ static void leaf_fill_defaults(blkrepl_backend_info *info)
     if (info->zeroes_bytes_max == 0) {
         info->zeroes_bytes_max = BLKREPL_IMAGE_BYTES_MAX;
     }
+    if (info->copy_bytes_max == 0) {
+        info->copy_bytes_max = BLKREPL_IMAGE_BYTES_MAX;
+    }
     info->opcodes &= OPCODES_KNOWN;
 }
 
@@ -77,15 +80,17 @@ static int leaf_check_info(const blkrepl_backend_info *info)
     if ((info->flags & ~(uint32_t)(BLKREPL_BACKEND_READ_ONLY | BLKREPL_BACKEND_FUA)) != 0 ||
         !leaf_unit_valid(info->request_alignment, REQUEST_ALIGNMENT_MAX) ||
         !leaf_unit_valid(info->memory_alignment, MEMORY_ALIGNMENT_MAX) ||
-        !leaf_unit_valid(info->cluster_bytes, CLUSTER_BYTES_MAX)) {
-        return blkrepl__fail(-EINVAL, "backend: unknown flags, or an alignment or cluster size "
-                                      "that is not a power of two within its limit");
+        !leaf_unit_valid(info->cluster_bytes, CLUSTER_BYTES_MAX) || info->reserved0 != NULL) {
+        return blkrepl__fail(-EINVAL, "backend: unknown flags, a reserved field that is not 0, "
+                                      "or an alignment or cluster size that is not a power of "
+                                      "two within its limit");
     }
     /* Limits must leave room for one aligned block. */
     unit = info->request_alignment > info->memory_alignment ? info->request_alignment
                                                             : info->memory_alignment;
     if ((info->transfer_bytes_max != 0 && info->transfer_bytes_max < unit) ||
-        (info->zeroes_bytes_max != 0 && info->zeroes_bytes_max < unit)) {
+        (info->zeroes_bytes_max != 0 && info->zeroes_bytes_max < unit) ||
+        (info->copy_bytes_max != 0 && info->copy_bytes_max < unit)) {
         return blkrepl__fail(-EINVAL, "backend: a transfer limit is below the alignment");
     }
     return 0;
@@ -113,6 +118,7 @@ static int leaf_ask_info(struct blkrepl_context *ctx, const blkrepl_backend_ops 
         }
         info->transfer_bytes_max = align_down(info->transfer_bytes_max, info->request_alignment);
         info->zeroes_bytes_max = align_down(info->zeroes_bytes_max, info->request_alignment);
+        info->copy_bytes_max = align_down(info->copy_bytes_max, info->request_alignment);
     }
     return rc;
 }

@@ -36,6 +36,7 @@
 #include "job/copy.h"
 #include <libblkrepl/backup.h>
 
+#define BACKUP_FLAGS (BLKREPL_BACKUP_DETECT_ZEROES | BLKREPL_BACKUP_NO_OFFLOAD)
 #define CLUSTER_BYTES_MIN 4096u
 #define CLUSTER_BYTES_MAX (1u << 24)
 #define CLUSTER_BYTES_DEFAULT 65536u
@@ -189,7 +190,7 @@ static void backup_check(const struct backup *backup)
 
     CHECK(!copy->stopped || list_empty(&copy->waiting));
     CHECK(backup->state != BACKUP_FLUSH || copy->stopped ||
-          (list_empty(&copy->active) && copy->todo.set_count == 0));
+          (list_empty(&copy->active) && list_empty(&copy->voids) && copy->todo.set_count == 0));
     CHECK(backup->state != BACKUP_DONE || copy_idle(copy));
     (void)copy;
 }
@@ -220,6 +221,7 @@ static void backup_query(const struct blkrepl_job *job, blkrepl_job_info *info)
     info->guest_copies_bytes = min_u64(copy->guest_copies_bytes, info->bytes_done);
     info->guest_waits_count = copy->guest_waits_count;
     info->zero_bytes = min_u64(copy->zero_bytes, info->bytes_done);
+    info->offloaded_bytes = min_u64(copy->offloaded_bytes, info->bytes_done);
 }
 
 static void backup_let_go(struct blkrepl_job *job)
@@ -258,9 +260,8 @@ static int backup_check_options(const blkrepl_backup_options *options, blkrepl_b
     if (rc < 0) {
         return blkrepl__fail_code(rc, "backup: options");
     }
-    if ((o->flags & ~(uint32_t)BLKREPL_BACKUP_DETECT_ZEROES) != 0 || o->reserved0 != 0 ||
-        o->reserved1 != NULL || o->sync > BLKREPL_SYNC_FULL ||
-        o->on_cbw_error > BLKREPL_CBW_GUEST_WRITE_FAILS) {
+    if ((o->flags & ~(uint32_t)BACKUP_FLAGS) != 0 || o->reserved0 != 0 || o->reserved1 != NULL ||
+        o->sync > BLKREPL_SYNC_FULL || o->on_cbw_error > BLKREPL_CBW_GUEST_WRITE_FAILS) {
         return blkrepl__fail(-EINVAL, "backup: unknown flags, sync or on_cbw_error, or a "
                                       "reserved field is not 0");
     }
@@ -310,6 +311,7 @@ static int backup_configure(const blkrepl_backup_options *o, struct copy_config 
     config->workers = o->workers_max != 0 ? o->workers_max : WORKERS_DEFAULT;
     config->hold_until_written = o->on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS;
     config->detect_zeroes = (o->flags & BLKREPL_BACKUP_DETECT_ZEROES) != 0;
+    config->no_offload = (o->flags & BLKREPL_BACKUP_NO_OFFLOAD) != 0;
     return 0;
 }
 

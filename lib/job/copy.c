@@ -56,6 +56,8 @@ int blkrepl__copy_alloc(struct copy *copy, struct blkrepl_context *ctx,
     list_init(&copy->free_workers);
     list_init(&copy->free_reserve);
     list_init(&copy->active);
+    list_init(&copy->voids);
+    list_init(&copy->held);
     rc = blkrepl__hbitmap_init(&copy->todo, &ctx->alloc, clusters);
     if (rc < 0) {
         return blkrepl__fail_code(rc, "job: map of %" PRIu64 " clusters", clusters);
@@ -104,22 +106,44 @@ static void copy_rate_expired(struct timer *timer)
     job_wake(CONTAINER_OF(timer, struct copy, rate_timer)->job);
 }
 
+/* Whether a backend should be told that the task's request is not wanted. */
+static bool copy_unwanted(const struct copy *copy, const struct copy_task *task)
+{
+    return !task->told && task->state != COPY_FREE && (copy->stopped || task->state == COPY_VOID);
+}
+
 /* Ask the backends to cancel what they have; each call drops the lock, so look
- * from the start again by index. */
+ * by index. */
 static void copy_cancel_run(struct chore *chore)
 {
     struct copy *copy = CONTAINER_OF(chore, struct copy, cancel_chore);
 
     copy->job->refs++;
     for (uint32_t i = 0; i < copy->task_count; i++) {
-        if (copy->tasks[i].state != COPY_FREE) {
+        if (copy_unwanted(copy, &copy->tasks[i])) {
+            copy->tasks[i].told = true;
             blkrepl__port_cancel(copy->tasks[i].request);
         }
     }
-    if (copy->flushing) {
+    if (copy->stopped && copy->flushing) {
         blkrepl__port_cancel(copy->flush);
     }
     blkrepl__job_put(copy->job);
+}
+
+/* The longest COPY_FROM that the target takes, in blocks of both; 0: none. */
+static uint64_t copy_offload_bytes(const struct copy_config *config)
+{
+    const blkrepl_backend_info *source = &config->source->leaf->port.info;
+    const blkrepl_backend_info *target = &config->target->leaf->port.info;
+
+    if (config->no_offload || config->detect_zeroes || target->copy_domain == NULL ||
+        target->copy_domain != source->copy_domain ||
+        !leaf_has(config->target->leaf, BLKREPL_OP_COPY_FROM)) {
+        return 0;
+    }
+    return align_down(target->copy_bytes_max,
+                      max_u64(source->request_alignment, target->request_alignment));
 }
 
 int blkrepl__copy_reserve(struct copy *copy, struct blkrepl_job *job)
@@ -130,6 +154,7 @@ int blkrepl__copy_reserve(struct copy *copy, struct blkrepl_job *job)
 
     copy->job = job;
     copy->cancel_chore.run = copy_cancel_run;
+    copy->offload_bytes_max = copy_offload_bytes(&copy->config);
     if (copy->memory_bytes > left) {
         return blkrepl__fail(-ENOMEM,
                              "job: needs %" PRIu64 " bytes of buffers, the context's "

@@ -12,14 +12,26 @@
  * Until then the task has a range in the source's ranges, and guest writes wait
  * for it.
  *
+ * Where the backends can copy among themselves (COPY_FROM), data go this way,
+ * in the background and until it is refused.  A guest that wants to write there
+ * must not wait for the target: it makes the copy *void*.  A void task has no
+ * range and no clusters, they are in todo again, and how it ends matters to
+ * nobody.  But while it is at the backend it may still change the target, so
+ * whoever wants to write there is held until it has ended.  Guests wait neither
+ * for it nor for who is held, except for a buffer, when all are in use; then
+ * cbw_timeout counts as ever.  With hold_until_written a guest waits for the
+ * target in any case, and so for the copy; nothing becomes void.
+ *
  * Invariants:
- *   1. A cluster is in todo, or in exactly one task, or settled.
+ *   1. A cluster is in todo, or in exactly one task that is not void, or
+ *      settled.
  *   2. While the tap is attached, no guest write is given over a cluster that is
  *      in todo or in a task that has not saved it, unless it was given before
  *      the tap was attached; and no task reads such a write's range before it
  *      has ended.
  *   3. A stopped engine holds nobody: it has no tap, no range, no waiter.
- *   4. Nothing is allocated after copy_init. */
+ *   4. Nothing is allocated after copy_init.
+ *   5. What is at the target, to be written there, never overlaps. */
 #ifndef BLKREPL_JOB_COPY_H
 #define BLKREPL_JOB_COPY_H
 
@@ -36,13 +48,16 @@ enum copy_task_state {
     COPY_FREE,
     COPY_CLAIMED, /* waits for guest writes in flight to end */
     COPY_STATUS,  /* asks whether there are data */
+    COPY_OFFLOAD, /* the target's backend copies from the source's */
     COPY_READ,
+    COPY_HELD, /* waits for void copies of its range to end */
     COPY_WRITE,
+    COPY_VOID, /* an offload that nobody wants any more */
     COPY_TASK_STATE_COUNT
 };
 
 struct copy_task {
-    struct list link; /* on a free list, or on the active list */
+    struct list link; /* on a free list, the active list, or the list of void ones */
     struct copy *copy;
     struct request *request;
     struct ready ready;
@@ -55,6 +70,7 @@ struct copy_task {
     bool urgent;    /* somebody waits for it */
     bool probe;     /* its STATUS looks ahead for all */
     bool zero;      /* reads as zero: nothing to read, zeroes to write */
+    bool told;      /* its backend knows that it is not wanted any more */
     uint32_t lane;
     uint64_t start;
     uint64_t end; /* not beyond the source's end */
@@ -82,6 +98,7 @@ struct copy_config {
     uint32_t workers;
     bool hold_until_written;
     bool detect_zeroes;
+    bool no_offload;
 };
 
 struct copy {
@@ -99,15 +116,18 @@ struct copy {
     struct list free_workers;
     struct list free_reserve;
     struct list active;
+    struct list voids;  /* tasks that are void */
+    struct list held;   /* struct ready of tasks that wait for void ones */
     uint32_t in_flight; /* requests given to ports */
     bool stopped;
     bool failed; /* stopped because of an error that is the job's result */
     bool flushing;
     bool flushed;
     int flush_result;
-    bool settled_writes; /* no write from before the point in time is left */
-    bool probing;        /* a task asks the status of more than its own range */
-    bool zeroes_refused; /* the target has answered -ENOTSUP to ZEROES */
+    bool settled_writes;        /* no write from before the point in time is left */
+    bool probing;               /* a task asks the status of more than its own range */
+    bool zeroes_refused;        /* the target has answered -ENOTSUP to ZEROES */
+    uint64_t offload_bytes_max; /* longest COPY_FROM; 0: none, or refused */
     struct copy_known known[COPY_EXTENTS];
     uint32_t known_count;
     struct ratelimit rate;
@@ -121,6 +141,7 @@ struct copy {
     /* Counters for the query. */
     uint64_t bytes_done;
     uint64_t zero_bytes;
+    uint64_t offloaded_bytes;
     uint64_t guest_copies_count;
     uint64_t guest_copies_bytes;
     uint64_t guest_waits_count;
@@ -160,7 +181,7 @@ void blkrepl__copy_set_speed(struct copy *copy);
 /* Whether nothing of the engine is at a backend or waits for it. */
 static inline bool copy_idle(const struct copy *copy)
 {
-    return list_empty(&copy->active) && !copy->flushing;
+    return list_empty(&copy->active) && list_empty(&copy->voids) && !copy->flushing;
 }
 
 /* --- between copy.c, copy_task.c, copy_status.c and copy_tap.c ------------ */
@@ -172,6 +193,8 @@ void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_
 struct copy_task *blkrepl__copy_reserve_task(struct copy *copy);
 /* A guest has come to wait for a background task: it is urgent from now on. */
 void blkrepl__copy_promote(struct copy_task *task, uint32_t lane);
+/* Guests want to write to start..end: what backends copy there is void. */
+void blkrepl__copy_void(struct copy *copy, uint64_t start, uint64_t end);
 /* Put a task back and let others have it. */
 void blkrepl__copy_task_free(struct copy_task *task);
 /* Drop a task's part in ranges and queues because the engine stops. */

@@ -163,6 +163,9 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     guest->tap_start = start;
     guest->tap_end = end;
     end = min_u64(end, image_bytes(copy->config.source));
+    if (!copy->config.hold_until_written) {
+        blkrepl__copy_void(copy, start, end);
+    }
     if (!tap_claim(copy, guest, start, end)) {
         /* One that was woken in vain keeps its place. */
         if (starved) {
@@ -195,6 +198,12 @@ static void tap_forget(struct tap *tap, struct guest *guest)
     blkrepl__copy_kick_starved(copy);
 }
 
+/* Whether the task waits for the target. */
+static bool tap_at_target(const struct copy_task *task)
+{
+    return task->state == COPY_WRITE || task->state == COPY_OFFLOAD;
+}
+
 /* The clusters that the guest waits for, and who makes it wait. */
 static struct job_error tap_timeout_error(const struct copy *copy, const struct guest *guest)
 {
@@ -210,7 +219,7 @@ static struct job_error tap_timeout_error(const struct copy *copy, const struct 
         range =
             blkrepl__range_copy_of(ranges, copy, guest->range.node.start, guest->range.node.end);
     }
-    if (range != NULL && CONTAINER_OF(range, struct copy_task, range)->state != COPY_WRITE) {
+    if (range != NULL && !tap_at_target(CONTAINER_OF(range, struct copy_task, range))) {
         error.side = BLKREPL_SIDE_SOURCE;
         error.what = "read";
     }

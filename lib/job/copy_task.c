@@ -2,28 +2,46 @@
 /* copy_task.c - the machine of one copy: a run of clusters on its way.
  *
  * Invariants:
- *   1. A task that is not FREE is on the active list; its clusters are not in
- *      todo.
+ *   1. A task that is neither FREE nor VOID is on the active list; its clusters
+ *      are not in todo.  A VOID one is on the list of void ones.
  *   2. Its range is live from the claim until the old data are saved: read, or
- *      known to be zero, or (hold_until_written) written.
- *   3. In STATUS, READ and WRITE its request is at a port, exactly once.
+ *      known to be zero, or (OFFLOAD, hold_until_written) on the target.
+ *   3. In STATUS, OFFLOAD, READ, WRITE and VOID its request is at a port, exactly
+ *      once; in VOID at the backend.
+ *   4. No task in OFFLOAD or WRITE overlaps one that is VOID.
  *
- *   FREE -> CLAIMED -> STATUS -> READ -> WRITE -> FREE
- *              |  |                 ^      ^ |
- *              |  +-----------------+      | |
- *              +---------------------------+ +- each step but FREE may end in FREE
+ *   FREE -> CLAIMED -> STATUS -> OFFLOAD -> READ -> HELD -> WRITE -> FREE
+ *              |  |      |  |     ^   |      ^ |     ^       ^
+ *              |  +------|--|-----+   |      | +-----|-------+
+ *              |  +------|--+---------|------+       |       |
+ *              +---------+------------|--------------+-------+
+ *                                     +-> VOID -> FREE
+ *
+ *   and each step but VOID may end in FREE.
  *
  *   FREE    -> CLAIMED  blkrepl__copy_start_task
  *   CLAIMED -> STATUS   task_claimed   the source can tell, and no guest waits
- *   CLAIMED -> READ     task_claimed   otherwise
- *   CLAIMED -> WRITE    task_claimed   known to be zero
+ *   CLAIMED -> OFFLOAD  task_begin_data  the backends can, and no guest waits
+ *   CLAIMED -> READ     task_begin_data  otherwise
+ *   CLAIMED -> WRITE    task_begin_write  known to be zero
+ *   CLAIMED -> HELD     task_begin_write  the same, and a void copy overlaps
  *   CLAIMED -> FREE     blkrepl__copy_task_abandon
- *   STATUS  -> READ     task_status    there are data
- *   STATUS  -> WRITE    task_status    it reads as zero
- *   STATUS  -> FREE     task_ended, abandoned or failed
- *   READ    -> WRITE    task_read      all is in the buffer
+ *   STATUS  -> OFFLOAD  task_begin_data  there are data, and the backends can
+ *   STATUS  -> READ     task_begin_data  there are data
+ *   STATUS  -> WRITE    task_begin_write  it reads as zero
+ *   STATUS  -> HELD     task_begin_write  the same, and a void copy overlaps
+ *   STATUS  -> FREE     task_ended, abandoned
+ *   OFFLOAD -> READ     task_offload   refused: the long way
+ *   OFFLOAD -> VOID     task_make_void  a guest wants to write there
+ *   OFFLOAD -> FREE     task_offload   all is on the target; or not given to the
+ *                                      backend yet when it became void; abandoned
+ *   READ    -> WRITE    task_begin_write  all is in the buffer
+ *   READ    -> HELD     task_begin_write  the same, and a void copy overlaps
  *   READ    -> FREE     task_ended, abandoned or failed
+ *   HELD    -> WRITE    task_held      no void copy overlaps any more
+ *   HELD    -> FREE     blkrepl__copy_task_abandon
  *   WRITE   -> FREE     task_write     all is on the target; or failed, abandoned
+ *   VOID    -> FREE     task_void      the backend is through with it
  */
 #include "job/copy.h"
 
@@ -38,16 +56,24 @@
 
 static const uint32_t task_next[COPY_TASK_STATE_COUNT] = {
     [COPY_FREE] = TO(COPY_CLAIMED),
-    [COPY_CLAIMED] = TO(COPY_STATUS) | TO(COPY_READ) | TO(COPY_WRITE) | TO(COPY_FREE),
-    [COPY_STATUS] = TO(COPY_READ) | TO(COPY_WRITE) | TO(COPY_FREE),
-    [COPY_READ] = TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_CLAIMED] = TO(COPY_STATUS) | TO(COPY_OFFLOAD) | TO(COPY_READ) | TO(COPY_HELD) |
+                     TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_STATUS] =
+        TO(COPY_OFFLOAD) | TO(COPY_READ) | TO(COPY_HELD) | TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_OFFLOAD] = TO(COPY_READ) | TO(COPY_VOID) | TO(COPY_FREE),
+    [COPY_READ] = TO(COPY_HELD) | TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_HELD] = TO(COPY_WRITE) | TO(COPY_FREE),
     [COPY_WRITE] = TO(COPY_FREE),
+    [COPY_VOID] = TO(COPY_FREE),
 };
 
 static void task_claimed(struct copy_task *task);
 static void task_status(struct copy_task *task);
+static void task_offload(struct copy_task *task);
 static void task_read(struct copy_task *task);
+static void task_held(struct copy_task *task);
 static void task_write(struct copy_task *task);
+static void task_void(struct copy_task *task);
 
 static void task_enter(struct copy_task *task, enum copy_task_state next)
 {
@@ -68,23 +94,31 @@ static void task_saved(struct copy_task *task)
     }
 }
 
+/* The clusters from `from` on are to do again. */
+static void task_give_back(struct copy_task *task, uint64_t from)
+{
+    struct copy *copy = task->copy;
+    uint64_t cluster = copy->config.cluster_bytes;
+    uint64_t first = from / cluster;
+    uint64_t last = (task->end + cluster - 1) / cluster;
+
+    blkrepl__hbitmap_set(&copy->todo, first, last - first);
+    job_wake(copy->job);
+}
+
 /* Give clusters from `end` on back to todo; whoever waits for them looks again. */
 static void task_shrink(struct copy_task *task, uint64_t end)
 {
     struct copy *copy = task->copy;
-    uint64_t cluster = copy->config.cluster_bytes;
-    uint64_t first = end / cluster;
-    uint64_t last = (task->end + cluster - 1) / cluster;
 
-    blkrepl__hbitmap_set(&copy->todo, first, last - first);
+    task_give_back(task, end);
     task->end = end;
     if (range_live(&task->range)) {
         blkrepl__range_end(task_ranges(task), &task->range);
         blkrepl__range_add(task_ranges(task), &task->range, task->start, end);
         task->range.given = true;
     }
-    copy->cursor = min_u64(copy->cursor, first);
-    job_wake(copy->job);
+    copy->cursor = min_u64(copy->cursor, end / copy->config.cluster_bytes);
 }
 
 static void task_free(struct copy_task *task)
@@ -102,6 +136,7 @@ static void task_settle(struct copy_task *task)
 
     copy->bytes_done += bytes;
     copy->zero_bytes += task->zero ? bytes : 0;
+    copy->offloaded_bytes += task->state == COPY_OFFLOAD ? bytes : 0;
     if (task->for_guest) {
         copy->guest_copies_count++;
         copy->guest_copies_bytes += bytes;
@@ -132,6 +167,12 @@ static void task_submit(struct copy_task *task, struct port *port, uint32_t opco
     }
     io->offset = offset;
     io->bytes = bytes;
+    io->source_user = NULL;
+    io->source_offset = 0;
+    if (opcode == BLKREPL_OP_COPY_FROM) {
+        io->source_user = task->copy->config.source->leaf->port.backend;
+        io->source_offset = offset;
+    }
     task->request->ended = task_ended;
     task->request->owner = task;
     task->copy->in_flight++;
@@ -229,6 +270,56 @@ static void task_send_write(struct copy_task *task)
     task_submit(task, &leaf->port, opcode, task->start + task->moved_bytes, bytes);
 }
 
+/* A void task over this one's range, which may still change the target. */
+static bool task_void_overlaps(const struct copy_task *task)
+{
+    const struct list *voids = &task->copy->voids;
+
+    for (const struct list *link = voids->next; link != voids; link = link->next) {
+        const struct copy_task *other = CONTAINER_OF(link, struct copy_task, link);
+
+        if (other->start < task->end && task->start < other->end) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* OFFLOAD: the next part, from backend to backend. */
+static void task_send_offload(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    uint64_t left = task->end - task->start - task->moved_bytes;
+
+    task->request->io.iov_count = 0;
+    task_submit(task, &copy->config.target->leaf->port, BLKREPL_OP_COPY_FROM,
+                task->start + task->moved_bytes, min_u64(left, copy->offload_bytes_max));
+}
+
+/* Whether the backends may copy the range.  A last block that has to be filled
+ * up goes through the buffer, and so does what is to be written after a void
+ * copy: who is held then has the old data, so no guest waits for it. */
+static bool task_may_offload(const struct copy_task *task)
+{
+    return task->copy->offload_bytes_max > 0 && !task->urgent &&
+           task_write_end(task) == task->end && !task_void_overlaps(task);
+}
+
+/* There are data: have them copied, or read as much as the buffer holds. */
+static void task_begin_data(struct copy_task *task)
+{
+    if (task->end - task->start > task->buffer_bytes) {
+        task_shrink(task, task->start + task->buffer_bytes);
+    }
+    if (!task_may_offload(task)) {
+        task_begin_read(task);
+        return;
+    }
+    task->moved_bytes = 0;
+    task_enter(task, COPY_OFFLOAD);
+    task_send_offload(task);
+}
+
 static void task_begin_write(struct copy_task *task)
 {
     uint64_t bytes = task->end - task->start;
@@ -240,6 +331,11 @@ static void task_begin_write(struct copy_task *task)
         task_saved(task);
     }
     task->moved_bytes = 0;
+    if (task_void_overlaps(task)) {
+        task_enter(task, COPY_HELD);
+        list_append(&task->copy->held, &task->ready.link);
+        return;
+    }
     task_enter(task, COPY_WRITE);
     task_send_write(task);
 }
@@ -259,6 +355,19 @@ static struct range *task_blocker(const struct copy_task *task)
         }
     } while (write != NULL && write->given_at == 0);
     return write;
+}
+
+/* HELD: a void copy has ended. */
+static void task_held(struct copy_task *task)
+{
+    if (STRETCH(COPY_HELD)) {
+        blkrepl__ready_wake(task->copy->job->ctx, &task->ready);
+    } else if (task_void_overlaps(task)) {
+        list_append(&task->copy->held, &task->ready.link);
+    } else {
+        task_enter(task, COPY_WRITE);
+        task_send_write(task);
+    }
 }
 
 /* CLAIMED: wait for guest writes that are in flight over the range. */
@@ -284,16 +393,19 @@ static void task_claimed(struct copy_task *task)
                !blkrepl__copy_known(copy, task->start, task->end)) {
         task_ask_status(task);
     } else {
-        if (task->end - task->start > task->buffer_bytes) {
-            task_shrink(task, task->start + task->buffer_bytes);
-        }
-        task_begin_read(task);
+        task_begin_data(task);
     }
 }
 
 static void task_ready(struct ready *ready)
 {
-    task_claimed(CONTAINER_OF(ready, struct copy_task, ready));
+    struct copy_task *task = CONTAINER_OF(ready, struct copy_task, ready);
+
+    if (task->state == COPY_HELD) {
+        task_held(task);
+    } else {
+        task_claimed(task);
+    }
 }
 
 /* STATUS has ended: it is data or zero; the part that differs goes back. */
@@ -301,7 +413,7 @@ static void task_status(struct copy_task *task)
 {
     struct copy *copy = task->copy;
     bool zero = false;
-    uint64_t end = min_u64(task->end, task->start + task->buffer_bytes);
+    uint64_t end = task->end;
 
     if (task->request->io_result == 0 && blkrepl__copy_status_valid(task)) {
         end = blkrepl__copy_same_until(task, &zero);
@@ -313,9 +425,6 @@ static void task_status(struct copy_task *task)
         copy->probing = false;
         job_wake(copy->job); /* the pump was waiting for the answer */
     }
-    if (!zero) {
-        end = min_u64(end, task->start + task->buffer_bytes);
-    }
     if (end < task->end) {
         task_shrink(task, end);
     }
@@ -323,7 +432,28 @@ static void task_status(struct copy_task *task)
     if (zero) {
         task_begin_write(task);
     } else {
+        task_begin_data(task);
+    }
+}
+
+/* OFFLOAD: a part is on the target; or it was refused, to this task or, between
+ * two parts of this one, to another: then the long way. */
+static void task_offload(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+
+    if (task->request->io_result < 0) {
+        copy->offload_bytes_max = 0;
         task_begin_read(task);
+        return;
+    }
+    task->moved_bytes += task->request->io.bytes;
+    if (task->moved_bytes == task->end - task->start) {
+        task_settle(task);
+    } else if (copy->offload_bytes_max == 0) {
+        task_begin_read(task);
+    } else {
+        task_send_offload(task);
     }
 }
 
@@ -352,6 +482,52 @@ static void task_write(struct copy_task *task)
         return;
     }
     task_settle(task);
+}
+
+/* VOID: the backend is through with it; whoever was held looks again. */
+static void task_void(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+
+    task_free(task);
+    list_splice(&copy->job->ctx->ready, &copy->held);
+}
+
+/* A guest wants to write to what the task has the backends copy. */
+static void task_make_void(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+
+    task_give_back(task, task->start);
+    if (blkrepl__port_withdraw(task->request)) {
+        copy->in_flight--;
+        task_free(task);
+        return;
+    }
+    task_saved(task);
+    task_enter(task, COPY_VOID);
+    list_remove(&task->link);
+    list_append(&copy->voids, &task->link);
+    blkrepl__chore_add(copy->job->ctx, &copy->cancel_chore);
+}
+
+void blkrepl__copy_void(struct copy *copy, uint64_t start, uint64_t end)
+{
+    const struct ranges *ranges = &copy->config.source->leaf->ranges;
+
+    while (start < end) {
+        struct range *range = blkrepl__range_copy_of(ranges, copy, start, end);
+        struct copy_task *task;
+
+        if (range == NULL) {
+            return;
+        }
+        task = CONTAINER_OF(range, struct copy_task, range);
+        start = task->end;
+        if (task->state == COPY_OFFLOAD) {
+            task_make_void(task);
+        }
+    }
 }
 
 /* An urgent copy under guest-write-fails: the guest's write fails, the clusters
@@ -399,7 +575,8 @@ static void task_failed(struct copy_task *task)
 static void task_ended_late(struct copy_task *task)
 {
     int result = task->request->io_result;
-    bool refused = result == -ENOTSUP && task->request->io.opcode == BLKREPL_OP_ZEROES;
+    bool refused = (result == -ENOTSUP && task->request->io.opcode == BLKREPL_OP_ZEROES) ||
+                   task->state == COPY_OFFLOAD;
 
     if (result < 0 && result != -ECANCELED && !refused && task->state != COPY_STATUS) {
         struct job_error error = task_error(task);
@@ -417,6 +594,10 @@ static void task_ended(struct request *request)
     int result = request->io_result;
 
     copy->in_flight--;
+    if (task->state == COPY_VOID) {
+        task_void(task);
+        return;
+    }
     if (copy->stopped) {
         task_ended_late(task);
         return;
@@ -426,16 +607,19 @@ static void task_ended(struct request *request)
         task_send_write(task);
         return;
     }
-    if (result < 0 && task->state != COPY_STATUS) {
+    if (result < 0 && task->state != COPY_STATUS && task->state != COPY_OFFLOAD) {
         task_failed(task);
         return;
     }
     switch (task->state) {
     case COPY_STATUS: task_status(task); return;
+    case COPY_OFFLOAD: task_offload(task); return;
     case COPY_READ: task_read(task); return;
     case COPY_WRITE: task_write(task); return;
     case COPY_FREE:
     case COPY_CLAIMED:
+    case COPY_HELD:
+    case COPY_VOID:
     case COPY_TASK_STATE_COUNT: break;
     }
     UNREACHABLE();
@@ -453,6 +637,7 @@ void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_
     task->urgent = urgent;
     task->probe = false;
     task->zero = false;
+    task->told = false;
     task->lane = lane;
     task->start = first * cluster;
     task->end = min_u64((first + count) * cluster, image_bytes(copy->config.source));
@@ -483,7 +668,7 @@ void blkrepl__copy_promote(struct copy_task *task, uint32_t lane)
 void blkrepl__copy_task_abandon(struct copy_task *task)
 {
     task_saved(task);
-    if (task->state == COPY_CLAIMED) {
+    if (task->state == COPY_CLAIMED || task->state == COPY_HELD) {
         list_unlink(&task->ready.link);
         task_free(task);
     } else if (blkrepl__port_withdraw(task->request)) {

@@ -21,7 +21,7 @@ static bool opcode_moves_data(uint32_t opcode)
 static bool opcode_writes(uint32_t opcode)
 {
     return opcode == BLKREPL_OP_WRITE || opcode == BLKREPL_OP_ZEROES ||
-           opcode == BLKREPL_OP_DISCARD;
+           opcode == BLKREPL_OP_DISCARD || opcode == BLKREPL_OP_COPY_FROM;
 }
 
 static bool overlap(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes)
@@ -47,9 +47,10 @@ static void check_range(struct tape *t, const blkrepl_io *io)
     if (io->offset % align || (end % align && end != size)) {
         tape_fault(t, "range not aligned", io);
     }
-    uint64_t limit = opcode_moves_data(io->opcode) ? t->info.transfer_bytes_max
-                     : opcode_writes(io->opcode)   ? t->info.zeroes_bytes_max
-                                                   : 0;
+    uint64_t limit = opcode_moves_data(io->opcode)        ? t->info.transfer_bytes_max
+                     : io->opcode == BLKREPL_OP_COPY_FROM ? t->info.copy_bytes_max
+                     : opcode_writes(io->opcode)          ? t->info.zeroes_bytes_max
+                                                          : 0;
     if (limit && io->bytes > limit) {
         tape_fault(t, "longer than the limit", io);
     }
@@ -111,6 +112,22 @@ static void check_overlap(struct tape *t, const blkrepl_io *io)
     }
 }
 
+static void check_source(struct tape *t, const blkrepl_io *io)
+{
+    const struct tape *from = io->source_user;
+    uint64_t align = from->info.request_alignment ? from->info.request_alignment : 1;
+    uint64_t end = io->source_offset + io->bytes;
+
+    if (from == t || from->closes || !t->info.copy_domain ||
+        from->info.copy_domain != t->info.copy_domain) {
+        tape_fault(t, "copy from another domain", io);
+    }
+    if (end > from->info.bytes || io->source_offset % align ||
+        (end % align && end != from->info.bytes)) {
+        tape_fault(t, "range of the source", io);
+    }
+}
+
 static void check_io(struct tape *t, const blkrepl_io *io, uint32_t lane)
 {
     if (io->struct_size < sizeof *io) {
@@ -139,6 +156,9 @@ static void check_io(struct tape *t, const blkrepl_io *io, uint32_t lane)
     }
     if (opcode_moves_data(io->opcode)) {
         check_memory(t, io);
+    }
+    if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        check_source(t, io);
     }
     if (io->opcode == BLKREPL_OP_STATUS && (!io->extents || io->extents_max == 0)) {
         tape_fault(t, "status without extents", io);
@@ -213,6 +233,10 @@ static void tape_carry_out(struct tape *t, const blkrepl_io *io)
         memset(t->data + at, 0, (size_t)io->bytes);
     } else if (io->opcode == BLKREPL_OP_STATUS) {
         tape_answer_status(t, io);
+    } else if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        const struct tape *from = io->source_user;
+
+        memcpy(t->data + at, from->data + io->source_offset, (size_t)io->bytes);
     }
 }
 
@@ -235,7 +259,7 @@ static void tape_settle(struct tape *t, const blkrepl_io *io, int result, bool l
     if (land) {
         tape_carry_out(t, io);
     }
-    if (result == 0 && (io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES)) {
+    if (result == 0 && opcode_writes(io->opcode) && io->opcode != BLKREPL_OP_DISCARD) {
         t->settled_bytes += io->bytes;
     }
     for (size_t i = t->log_count; i > 0; i--) {

@@ -62,7 +62,13 @@ static void some_info(struct world *w, struct tape *t)
     if (rng_percent(&w->rng, 30)) {
         t->info.opcodes = OPS_RW;
     }
-    t->hold = rng_percent(&w->rng, 80) ? OPS_ALL : 0;
+    if (rng_percent(&w->rng, 60)) {
+        t->info.opcodes |= BIT(BLKREPL_OP_COPY_FROM);
+        t->info.copy_domain = &env;
+        t->info.copy_bytes_max = rng_percent(&w->rng, 30) ? 8192 : 0;
+        t->fail[BLKREPL_OP_COPY_FROM] = rng_percent(&w->rng, 20) ? -EXDEV : 0;
+    }
+    t->hold = rng_percent(&w->rng, 80) ? OPS_ALL | BIT(BLKREPL_OP_COPY_FROM) : 0;
 }
 
 static void world_open(struct world *w, uint64_t seed)
@@ -90,7 +96,7 @@ static void world_open(struct world *w, uint64_t seed)
     w->o.cluster_bytes = UINT64_C(4096) << rng_below(&w->rng, 5);
     w->o.chunk_bytes_max = rng_percent(&w->rng, 50) ? 128 * KIB : 0;
     w->o.workers_max = 1 + (uint32_t)rng_below(&w->rng, 4);
-    w->o.flags = rng_percent(&w->rng, 50) ? BLKREPL_BACKUP_DETECT_ZEROES : 0;
+    w->o.flags = rng_percent(&w->rng, 30) ? BLKREPL_BACKUP_DETECT_ZEROES : 0;
     w->o.on_cbw_error = 1 + (uint32_t)rng_below(&w->rng, 2);
     w->source = tape_open(&disk, &env);
     w->target = tape_open(&copy, &env);

@@ -121,7 +121,7 @@ static void struct_size_is_checked(void **state)
 static void unknown_and_reserved_are_refused(void **state)
 {
     (void)state;
-    o.flags = 2;
+    o.flags = 4;
     refused(-EINVAL);
     o.flags = 0x80000000u;
     refused(-EINVAL);
@@ -133,7 +133,7 @@ static void unknown_and_reserved_are_refused(void **state)
     refused(-EINVAL);
     o.on_cbw_error = 3;
     refused(-EINVAL);
-    o.flags = BLKREPL_BACKUP_DETECT_ZEROES;
+    o.flags = BLKREPL_BACKUP_DETECT_ZEROES | BLKREPL_BACKUP_NO_OFFLOAD;
     o.sync = BLKREPL_SYNC_FULL;
     o.on_cbw_error = BLKREPL_CBW_GUEST_WRITE_FAILS;
     o.cbw_timeout_ns = BLKREPL_FOREVER;

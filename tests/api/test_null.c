@@ -191,13 +191,20 @@ static void job_query_checks_its_struct(void **state)
 {
     blkrepl_image *target = NULL;
     blkrepl_job *job = NULL;
-    blkrepl_job_info info = {.struct_size = sizeof info - 1};
+    blkrepl_job_info info;
 
     (void)state;
+    memset(&info, 0x77, sizeof info);
+    info.struct_size = offsetof(blkrepl_job_info, offloaded_bytes) - 1;
     ASSERT_CODE(blkrepl_image_open_memory(env.ctx, 16384, NULL, &target), 0);
     ASSERT_CODE(blkrepl_backup_create(image, target, NULL, &job), 0);
     ASSERT_CODE(blkrepl_job_query(job, NULL), -EINVAL);
     ASSERT_CODE(blkrepl_job_query(job, &info), -EINVAL);
+    /* A host of the first release gets what it knows, and no byte more. */
+    info.struct_size = offsetof(blkrepl_job_info, offloaded_bytes);
+    ASSERT_CODE(blkrepl_job_query(job, &info), 0);
+    assert_int_equal(info.state, BLKREPL_JOB_CREATED);
+    assert_true(info.offloaded_bytes == UINT64_C(0x7777777777777777));
     ASSERT_CODE(blkrepl_backup_create(image, target, NULL, NULL), -EINVAL);
     blkrepl_job_free(job);
     blkrepl_image_close(target);

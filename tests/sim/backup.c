@@ -54,7 +54,7 @@ static void draw_options(struct backup *backup)
 
     *o = (blkrepl_backup_options){.struct_size = sizeof *o, .user = backup};
     o->release = backup_release;
-    o->flags = rng_chance(40) ? BLKREPL_BACKUP_DETECT_ZEROES : 0;
+    o->flags = rng_chance(25) ? (uint32_t)rng_between(1, 3) : 0;
     o->cluster_bytes = rng_chance(8) ? 0 : cluster;
     o->chunk_bytes_max = rng_chance(30) ? 0 : cluster * rng_between(1, 8);
     o->chunk_bytes_max = rng_chance(3) ? rng_between(1, cluster) : o->chunk_bytes_max;

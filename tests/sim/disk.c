@@ -97,6 +97,8 @@ void disk_payload(const struct disk *disk, const struct disk_request *request, u
 {
     if (request->op == BLKREPL_OP_WRITE) {
         iov_copy(request->io, 0, request->bytes, out);
+    } else if (request->op == BLKREPL_OP_COPY_FROM) {
+        memcpy(out, request->from->medium + request->from_offset, request->bytes);
     } else if (request->op == BLKREPL_OP_ZEROES) {
         memset(out, 0, request->bytes);
     } else if (disk->discard_mode == 0) {
@@ -111,11 +113,14 @@ static void land(struct disk *disk, const struct disk_request *r, uint64_t skip,
 {
     uint8_t *out = disk->medium + r->offset + skip;
 
-    if (sim.dead || (r->op == BLKREPL_OP_DISCARD && disk->discard_mode == 0)) {
+    if (sim.dead || (r->op == BLKREPL_OP_DISCARD && disk->discard_mode == 0) || r->from_over) {
         return;
     }
     if (r->op == BLKREPL_OP_WRITE) {
         iov_copy(r->io, skip, bytes, out);
+    } else if (r->op == BLKREPL_OP_COPY_FROM) {
+        memcpy(out, r->from->medium + r->from_offset + skip, bytes);
+        oracle_backup_copied(disk, r, r->offset + skip, bytes);
     } else if (r->op == BLKREPL_OP_ZEROES) {
         memset(out, 0, bytes);
     } else {
@@ -139,6 +144,9 @@ static void tear(struct disk *disk, struct disk_request *r)
 
     if (r->op == BLKREPL_OP_READ) {
         sample(disk, r, rng_below(r->bytes - r->copied + 1));
+    } else if (r->op == BLKREPL_OP_COPY_FROM && rng_chance(30)) {
+        land(disk, r, 0, r->bytes, false);
+        r->from_over = true;
     } else if (is_write(r->op)) {
         land(disk, r, at, part, false);
         sim.counts.torn++;
@@ -197,6 +205,7 @@ static int error_of(const struct disk *disk, uint32_t op)
 
 static int draw_result(struct disk *disk, const struct disk_request *r)
 {
+    static const int refusals[] = {-ENOTSUP, -EXDEV, -EINVAL, -ENOSYS};
     bool hit;
 
     if (sim.dead) {
@@ -205,6 +214,10 @@ static int draw_result(struct disk *disk, const struct disk_request *r)
     if (disk->refuses_zeroes &&
         (r->op == BLKREPL_OP_ZEROES || (r->op == BLKREPL_OP_DISCARD && rng_chance(30)))) {
         return -ENOTSUP;
+    }
+    if (r->op == BLKREPL_OP_COPY_FROM && disk->copies_most-- == 0) {
+        disk->copies_most = 0;
+        return contract_code(refusals[rng_below(4)]);
     }
     if (disk->healed || disk->error_permille == 0) {
         return 0;
@@ -227,6 +240,9 @@ static bool is_refusal(const struct disk_request *r, int result)
 
 void disk_note_failure(struct disk *disk, const struct disk_request *r, int result)
 {
+    if (r->op == BLKREPL_OP_COPY_FROM) {
+        return; /* nobody is to hear of it */
+    }
     if (disk->failure_count < FAILURES_MAX) {
         disk->failures[disk->failure_count] =
             (struct failure){.op = r->op, .code = result, .offset = r->offset, .bytes = r->bytes};
@@ -400,6 +416,11 @@ static void accept_io(struct disk *disk, blkrepl_io *io)
     if (io->opcode != BLKREPL_OP_FLUSH) {
         r->offset = io->offset;
         r->bytes = io->bytes;
+    }
+    if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        sim.counts.copies++;
+        r->from = io->source_user;
+        r->from_offset = io->source_offset;
     }
     r->hung = !disk->healed && rng_chance(disk->hang_percent);
     sim.counts.hung += r->hung;

@@ -10,6 +10,9 @@
 
 static uint8_t media[DISKS_MAX][DISK_BYTES_MAX];
 
+/* Two sets of disks that can copy from each other. */
+static char domains[2];
+
 static uint32_t draw_limit(uint32_t percent, uint64_t low, uint64_t high)
 {
     return rng_chance(percent) ? (uint32_t)rng_between(low, high) : 0;
@@ -34,6 +37,10 @@ static void draw_info(struct disk *disk)
     for (uint32_t op = BLKREPL_OP_ZEROES; op <= BLKREPL_OP_STATUS; op++) {
         info->opcodes |= rng_chance(65) ? OPCODE(op) : 0;
     }
+    info->opcodes |= rng_chance(85) ? OPCODE(BLKREPL_OP_COPY_FROM) : 0;
+    info->copy_domain = rng_chance(90) ? &domains[rng_chance(10)] : NULL;
+    info->copy_bytes_max = draw_limit(30, 1, 8) * (uint64_t)4096;
+    disk->copies_most = rng_chance(20) ? (uint32_t)rng_below(4) : UINT32_MAX;
     info->flags = rng_chance(40) ? BLKREPL_BACKEND_FUA : 0;
     if (disk->read_only) {
         info->flags |= BLKREPL_BACKEND_READ_ONLY;
@@ -61,11 +68,16 @@ static void apply_plan(struct disk *disk)
                                        .memory_alignment = 1,
                                        .queue_depth = QUEUE_MAX,
                                        .opcodes = info->opcodes,
+                                       .copy_domain = info->copy_domain,
                                        .flags = info->flags};
         disk->status_unit = 512;
     }
     if (sim_without(FAULT_OPCODES)) {
-        info->opcodes = disk->read_only ? 0x7e & ~OPCODE(BLKREPL_OP_WRITE) : 0x7e;
+        info->opcodes = disk->read_only ? 0xfe & ~OPCODE(BLKREPL_OP_WRITE) : 0xfe;
+        disk->copies_most = UINT32_MAX;
+    }
+    if (sim_without(FAULT_OFFLOAD)) {
+        info->copy_domain = NULL;
     }
     if (sim_without(FAULT_DISCARDS)) {
         disk->discard_mode = 0;
@@ -145,11 +157,13 @@ void disk_list(void)
         printf("disk %u: %" PRIu64 " bytes, align %u/%u, depth %u, iov %u, transfer %" PRIu64
                ", zeroes %" PRIu64 ", cluster %u, opcodes %x, flags %x, order %d, inline %u%%, "
                "errors %u/1000%s%s, hang %u%%, tear %u%%, discard %u, status unit %u, cancel %d, "
-               "zeroes refused %d\n",
+               "zeroes refused %d, copy domain %d of %" PRIu64 ", %u copies\n",
                i, d->bytes, n->request_alignment, n->memory_alignment, n->queue_depth,
                n->iov_count_max, n->transfer_bytes_max, n->zeroes_bytes_max, n->cluster_bytes,
                n->opcodes, n->flags, (int)d->order, d->inline_percent, d->error_permille,
                d->sticky ? " sticky" : "", d->odd_errors ? " odd" : "", d->hang_percent,
-               d->tear_percent, d->discard_mode, d->status_unit, d->has_cancel, d->refuses_zeroes);
+               d->tear_percent, d->discard_mode, d->status_unit, d->has_cancel, d->refuses_zeroes,
+               n->copy_domain == NULL ? -1 : (int)((char *)n->copy_domain - domains),
+               n->copy_bytes_max, d->copies_most);
     }
 }

@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const opcodes[] = {"op 0",    "read",  "write", "zeroes",
-                                      "discard", "flush", "status"};
+static const char *const opcodes[] = {"op 0",    "read",  "write",  "zeroes",
+                                      "discard", "flush", "status", "copy from"};
 static const char *const verbs[] = {"start", "pause", "resume", "set_speed", "cancel"};
 static const char *const states[] = {"0", "created", "running", "ready", "pending", "concluded"};
 

@@ -10,7 +10,8 @@ typedef unsigned long long ull;
 
 bool is_write(uint32_t op)
 {
-    return op == BLKREPL_OP_WRITE || op == BLKREPL_OP_ZEROES || op == BLKREPL_OP_DISCARD;
+    return op == BLKREPL_OP_WRITE || op == BLKREPL_OP_ZEROES || op == BLKREPL_OP_DISCARD ||
+           op == BLKREPL_OP_COPY_FROM;
 }
 
 bool overlaps(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes)

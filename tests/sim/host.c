@@ -182,6 +182,7 @@ static const char *const site_names[STRETCH_SITE_COUNT] = {
     [STRETCH_COPY_CLAIM] = "copy-claim",
     [STRETCH_COPY_PUMP] = "copy-pump",
     [STRETCH_COPY_PROBE] = "copy-probe",
+    [STRETCH_COPY_HELD] = "copy-held",
     [STRETCH_BACKUP_STATE] = "backup-state",
 };
 

@@ -131,8 +131,9 @@ static void summary(double seconds)
            c->requests, c->refused, c->brackets, c->backups_done, c->backups_failed,
            c->backups_cancelled, c->backups_dropped);
     printf("power: cuts=%" PRIu64 " guarantees=%" PRIu64 " reboots=%" PRIu64
-           " contract: breaches=%" PRIu64 " ghosts=%" PRIu64 " targets: busy=%" PRIu64 "\n",
-           c->cuts, c->survivors, c->reboots, c->breaches, c->ghosts, c->busy);
+           " contract: breaches=%" PRIu64 " ghosts=%" PRIu64 " targets: busy=%" PRIu64
+           " offloads=%" PRIu64 "\n",
+           c->cuts, c->survivors, c->reboots, c->breaches, c->ghosts, c->busy, c->copies);
     printf("lanes: runs with several=%" PRIu64 " with one unpolled=%" PRIu64 " hastened=%" PRIu64
            " slept=%" PRIu64 "\n",
            c->lanes, c->unpolled, c->hastened, c->sleeps);

@@ -352,7 +352,8 @@ static void wrong_verb(void)
 {
     struct backup *b = sim.backup_count > 0 ? &sim.backups[rng_below(sim.backup_count)] : NULL;
     blkrepl_job *job = b != NULL ? b->job : NULL;
-    blkrepl_job_info info = {.struct_size = (uint32_t)rng_below(sizeof info)};
+    blkrepl_job_info info = {.struct_size =
+                                 (uint32_t)rng_below(offsetof(blkrepl_job_info, offloaded_bytes))};
 
     switch (rng_below(8)) {
     case 0: wrong_call("start of NULL", -EINVAL, blkrepl_job_start(NULL)); break;
@@ -407,7 +408,7 @@ static int break_backup(union huge *huge)
 
     switch (rng_below(10)) {
     case 0: return wrong_size(&o->struct_size, huge, sizeof *o);
-    case 1: o->flags = UINT32_C(1) << rng_between(1, 31); break;
+    case 1: o->flags = UINT32_C(1) << rng_between(2, 31); break;
     case 2: o->cluster_bytes = clusters[rng_below(7)]; break;
     case 3: o->workers_max = rng_chance(30) ? 1025 : rng_chance(50) ? UINT32_MAX : 1u << 31; break;
     case 4: o->chunk_bytes_max = rng_chance(50) ? (1u << 30) + 1 : UINT64_MAX; break;

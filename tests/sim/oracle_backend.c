@@ -26,6 +26,23 @@ static void check_iov(const struct disk *disk, const blkrepl_io *io)
     EXPECT(sum == io->bytes, "iovecs of %llu bytes together, not %llu", (ull)sum, (ull)io->bytes);
 }
 
+static void check_copy(const struct disk *disk, const blkrepl_io *io)
+{
+    const struct disk *from = io->source_user;
+    uint64_t align = from->info.request_alignment == 0 ? 1 : from->info.request_alignment;
+    uint64_t end = io->source_offset + io->bytes;
+
+    EXPECT(from != disk && from->opened && !from->closed && disk->info.copy_domain != NULL &&
+               from->info.copy_domain == disk->info.copy_domain,
+           "COPY_FROM disk %u, which is not of this domain", from->index);
+    EXPECT(io->source_offset < from->bytes && io->bytes <= from->bytes - io->source_offset,
+           "COPY_FROM %llu+%llu outside of the source", (ull)io->source_offset, (ull)io->bytes);
+    EXPECT(io->source_offset % align == 0 && (end % align == 0 || end == from->bytes),
+           "COPY_FROM %llu+%llu not aligned to %llu", (ull)io->source_offset, (ull)io->bytes,
+           (ull)align);
+    EXPECT(io->iov_count == 0, "COPY_FROM with %u iovecs", io->iov_count);
+}
+
 static void check_limits(const struct disk *disk, const blkrepl_io *io)
 {
     uint64_t align = disk->info.request_alignment == 0 ? 1 : disk->info.request_alignment;
@@ -49,6 +66,9 @@ static void check_limits(const struct disk *disk, const blkrepl_io *io)
     } else if (io->opcode == BLKREPL_OP_STATUS) {
         EXPECT(io->extents != NULL && io->extents_max > 0, "STATUS without extents");
         return;
+    } else if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        check_copy(disk, io);
+        limit = disk->info.copy_bytes_max;
     } else {
         limit = disk->info.zeroes_bytes_max;
     }

@@ -19,6 +19,8 @@ typedef unsigned long long ull;
 static uint8_t start_media[BACKUPS_MAX][DISK_BYTES_MAX];
 static uint8_t read_maps[BACKUPS_MAX][DISK_BYTES_MAX];
 static uint8_t saved_maps[BACKUPS_MAX][DISK_BYTES_MAX];
+/* What a COPY_FROM has put there that was not there at the start. */
+static uint8_t smear_maps[BACKUPS_MAX][DISK_BYTES_MAX];
 
 static void must_fail(struct backup *backup, const char *why, uint64_t offset)
 {
@@ -114,7 +116,7 @@ void oracle_backup_given(const struct disk *disk, const struct disk_request *io,
 /* ---- What the guest does to a backup ------------------------------------------ */
 
 /* What it touches may be copied for it, and it may have to wait, unless all is on
- * the target already. */
+ * the target already, and not by a copy that may be void. */
 static void touch(struct backup *backup, const struct request *r)
 {
     uint64_t align = r->disk->align;
@@ -130,7 +132,7 @@ static void touch(struct backup *backup, const struct request *r)
     from = from / cluster * cluster;
     end = end % cluster == 0 || end + cluster > size ? end : end + cluster - end % cluster;
     end = end < size ? end : size;
-    if (backup->options.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS ||
+    if (backup->options.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS || backup->has_copied ||
         memchr(backup->saved + from, 0, end - from) != NULL) {
         backup->wait_count++;
     }
@@ -176,6 +178,10 @@ void oracle_backup_target(const struct disk *disk, const struct disk_request *io
 
     EXPECT(backup != NULL && !backup->done, "a write to a target without a running backup");
     EXPECT(io->op != BLKREPL_OP_DISCARD, "a discard on a target");
+    EXPECT(io->op != BLKREPL_OP_COPY_FROM ||
+               (backup->options.flags == 0 && io->from == backup->source &&
+                io->from_offset == io->offset),
+           "a COPY_FROM that the backup is not to send");
     source_bytes = backup->source->bytes;
     if (io->offset + io->bytes <= source_bytes &&
         memcmp(payload, backup->start + io->offset, io->bytes) == 0) {
@@ -195,6 +201,36 @@ void oracle_backup_target(const struct disk *disk, const struct disk_request *io
     }
 }
 
+/* A COPY_FROM has put these bytes on a target: where they are those of the start
+ * they are safe.  Others come from a guest write meanwhile; that it is void shows
+ * in the end. */
+static void copied_to(struct backup *b, uint64_t offset, uint64_t bytes)
+{
+    b->has_copied = true;
+    for (uint64_t at = offset; at < offset + bytes; at++) {
+        bool same = b->target->medium[at] == b->start[at];
+
+        smear_maps[b - sim.backups][at] |= !same;
+        if (same || touches_concurrent(b, at, 1)) {
+            b->saved_bytes += b->saved[at] ^ 1u;
+            b->saved[at] = 1;
+        }
+    }
+}
+
+void oracle_backup_copied(const struct disk *disk, const struct disk_request *request,
+                          uint64_t offset, uint64_t bytes)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        struct backup *b = &sim.backups[i];
+
+        if (b->started && !b->done && b->target == disk && b->source == request->from &&
+            request->seq >= b->start_seq) {
+            copied_to(b, offset, bytes);
+        }
+    }
+}
+
 /* A disk has carried out a request. */
 void oracle_backup_disk_done(struct disk *disk, const struct disk_request *request,
                              const blkrepl_extent *extents, uint32_t extent_count)
@@ -208,6 +244,13 @@ void oracle_backup_disk_done(struct disk *disk, const struct disk_request *reque
         }
         if (b->source == disk && request->op == BLKREPL_OP_READ) {
             memset(b->read_after + at, 1, request->bytes);
+        }
+        if (b->target == disk && request->op == BLKREPL_OP_COPY_FROM) {
+            b->copied_bytes += request->bytes;
+            for (uint64_t end = at + request->bytes; at < end; at++) {
+                b->read_after[at] |= b->saved[at];
+            }
+            continue;
         }
         for (uint32_t n = 0; b->source == disk && n < extent_count; n++) {
             if ((extents[n].flags & BLKREPL_EXTENT_ZERO) != 0) {
@@ -272,6 +315,9 @@ void oracle_backup_start(struct backup *backup)
     memcpy(backup->start, backup->source->medium, bytes);
     memset(backup->read_after, 0, bytes);
     memset(backup->saved, 0, bytes);
+    memset(smear_maps[slot], 0, bytes);
+    backup->copied_bytes = 0;
+    backup->has_copied = false;
     memset(backup->touched, 0, sizeof backup->touched);
     backup->saved_bytes = 0;
     backup->touched_count = 0;
@@ -468,6 +514,9 @@ bool oracle_backup_wrote(const struct disk *target, uint64_t position, uint8_t v
 
         if (b->target != target || b->start == NULL || b->start_seq < since) {
             continue;
+        }
+        if (smear_maps[i][position] != 0) {
+            return true;
         }
         end = (b->source->bytes + target->align - 1) / target->align * target->align;
         if (position < b->source->bytes ? value == b->start[position]

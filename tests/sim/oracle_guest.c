@@ -134,6 +134,11 @@ void oracle_submit(struct disk *disk, struct disk_request *io)
         return;
     }
     disk_payload(disk, io, payload);
+    if (io->op == BLKREPL_OP_COPY_FROM) {
+        lanes_job_submit(io->lane);
+        oracle_backup_target(disk, io, payload);
+        return;
+    }
     count = find_owners(disk, io, owners);
     unwanted = first_unwanted(disk, io, owners, count);
     if (io->owner_sure) {

@@ -105,7 +105,8 @@ static bool grows(const blkrepl_job_info *was, const blkrepl_job_info *is)
     return is->bytes_done >= was->bytes_done && is->zero_bytes >= was->zero_bytes &&
            is->guest_copies_count >= was->guest_copies_count &&
            is->guest_copies_bytes >= was->guest_copies_bytes &&
-           is->guest_waits_count >= was->guest_waits_count && is->error_count >= was->error_count;
+           is->guest_waits_count >= was->guest_waits_count && is->error_count >= was->error_count &&
+           is->offloaded_bytes >= was->offloaded_bytes;
 }
 
 static uint32_t writes_in_flight(const struct disk *disk)
@@ -134,6 +135,10 @@ static void check_counters(const struct backup *b, const blkrepl_job_info *info)
     EXPECT(info->zero_bytes <= info->bytes_done && info->guest_copies_bytes <= info->bytes_done,
            "backup %llu: %llu bytes done, %llu of them zero, %llu for the guest", number(b),
            (ull)info->bytes_done, (ull)info->zero_bytes, (ull)info->guest_copies_bytes);
+    EXPECT(info->offloaded_bytes <= b->copied_bytes &&
+               info->offloaded_bytes + info->guest_copies_bytes <= info->bytes_done + 1,
+           "backup %llu: %llu of %llu bytes offloaded, its target has copied %llu", number(b),
+           (ull)info->offloaded_bytes, (ull)info->bytes_done, (ull)b->copied_bytes);
     EXPECT(info->guest_copies_count <= b->touched_count &&
                info->guest_copies_bytes <= b->touched_bytes &&
                (info->guest_copies_count == 0

@@ -285,6 +285,12 @@ static bool is_explained(const struct disk *disk, uint64_t at, uint8_t value)
 
         found = r->wrote && request_covers(r, disk, at) && request_byte(r, at) == value;
     }
+    for (uint32_t i = 0; !found && i < disk->in_flight; i++) {
+        const struct disk_request *r = &disk->queue[i];
+
+        found = r->op == BLKREPL_OP_COPY_FROM && overlaps(r->offset, r->bytes, at, 1) &&
+                r->from->medium[r->from_offset + (at - r->offset)] == value;
+    }
     return found;
 }
 

@@ -67,6 +67,7 @@ enum fault {
     FAULT_LANES,    /* more than one                                       */
     FAULT_UNPOLLED, /* a lane that nobody polls                            */
     FAULT_SLEEP,    /* polls only when woken                               */
+    FAULT_OFFLOAD,  /* disks that copy from each other                     */
     FAULT_COUNT
 };
 
@@ -159,7 +160,10 @@ struct disk_request {
     uint64_t seq; /* of its submit                                           */
     uint64_t offset;
     uint64_t bytes;
-    uint64_t copied; /* READ: this much was sampled                          */
+    uint64_t copied;         /* READ: this much was sampled                          */
+    const struct disk *from; /* COPY_FROM                                   */
+    uint64_t from_offset;
+    bool from_over; /* COPY_FROM: its data are those of an earlier moment   */
     uint32_t op;
     uint32_t flags;
     uint32_t lane;
@@ -191,8 +195,9 @@ struct disk {
     uint32_t discard_mode; /* 0: unchanged, 1: zero, 2: garbage              */
     uint32_t status_unit;
     bool sticky;
-    bool odd_errors;     /* codes with which the library has plans of its own */
-    bool refuses_zeroes; /* with -ENOTSUP, although they are declared         */
+    bool odd_errors;      /* codes with which the library has plans of its own */
+    bool refuses_zeroes;  /* with -ENOTSUP, although they are declared         */
+    uint32_t copies_most; /* COPY_FROM is refused after so many               */
     bool has_cancel;
     bool read_only;
     /* State. */
@@ -290,6 +295,8 @@ struct backup {
     uint8_t *read_after; /* byte was read from the source since              */
     uint8_t *saved;      /* byte was written to the target since             */
     uint64_t saved_bytes;
+    uint64_t copied_bytes; /* by COPY_FROM                                     */
+    bool has_copied;       /* some of it, at least                              */
     /* What the guest has done to it since the start. */
     uint8_t touched[BLOCKS_MAX]; /* by cluster                            */
     uint64_t touched_count;
@@ -356,6 +363,7 @@ struct counts {
     uint64_t hung;
     uint64_t inline_completions;
     uint64_t cancelled_io;
+    uint64_t copies; /* COPY_FROM                                           */
     uint64_t alloc_failures;
     uint64_t stretches;
     uint64_t misuses;
@@ -624,6 +632,9 @@ void oracle_backup_given(const struct disk *disk, const struct disk_request *io,
                          const uint8_t *payload);
 void oracle_backup_target(const struct disk *disk, const struct disk_request *io,
                           const uint8_t *payload);
+/* A COPY_FROM has put these bytes on a target. */
+void oracle_backup_copied(const struct disk *disk, const struct disk_request *request,
+                          uint64_t offset, uint64_t bytes);
 void oracle_backup_disk_done(struct disk *disk, const struct disk_request *request,
                              const blkrepl_extent *extents, uint32_t extent_count);
 /* May a write of the guest have ended with this code, by a job's policy? */

@@ -298,7 +298,7 @@ static void refused(struct image *source, struct image *target, blkrepl_backup_o
 static void refuse_options(struct image *source, struct image *target)
 {
     static const blkrepl_backup_options bad[] = {
-        {.flags = 2},
+        {.flags = 4},
         {.reserved0 = 1},
         {.sync = 2},
         {.on_cbw_error = 3},

@@ -141,9 +141,12 @@ struct copy_task *copy_rig_task(struct copy_rig *r, uint64_t first, uint64_t cou
 
 static void check_task(const struct copy_rig *r, const struct copy_task *task)
 {
-    bool at_port =
-        task->state == COPY_STATUS || task->state == COPY_READ || task->state == COPY_WRITE;
-    bool saved = task->state == COPY_WRITE && !r->copy.config.hold_until_written;
+    bool at_port = task->state == COPY_STATUS || task->state == COPY_OFFLOAD ||
+                   task->state == COPY_READ || task->state == COPY_WRITE ||
+                   task->state == COPY_VOID;
+    bool saved = ((task->state == COPY_WRITE || task->state == COPY_HELD) &&
+                  !r->copy.config.hold_until_written) ||
+                 task->state == COPY_VOID;
 
     /* Between the backend's answer and its handling it is neither. */
     if (at_port && atomic_load(&task->request->live_id) == 0) {
@@ -171,8 +174,11 @@ void copy_rig_check(const struct copy_rig *r)
             continue;
         }
         active++;
-        settled -= task->end - task->start;
         check_task(r, task);
+        if (task->state == COPY_VOID) {
+            continue;
+        }
+        settled -= task->end - task->start;
         for (uint64_t at = task->start; at < task->end; at += copy->config.cluster_bytes) {
             assert_false(blkrepl__hbitmap_test(&copy->todo, at / copy->config.cluster_bytes));
         }

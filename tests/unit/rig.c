@@ -246,9 +246,10 @@ static void script_check_range(struct script *script, const blkrepl_io *io)
     const blkrepl_backend_info *info = &script->info;
     uint64_t mask = max_u64(info->request_alignment, info->memory_alignment);
     bool data = io->opcode == BLKREPL_OP_READ || io->opcode == BLKREPL_OP_WRITE;
-    uint64_t most = data                              ? info->transfer_bytes_max
-                    : io->opcode == BLKREPL_OP_STATUS ? 0
-                                                      : info->zeroes_bytes_max;
+    uint64_t most = data                                 ? info->transfer_bytes_max
+                    : io->opcode == BLKREPL_OP_STATUS    ? 0
+                    : io->opcode == BLKREPL_OP_COPY_FROM ? info->copy_bytes_max
+                                                         : info->zeroes_bytes_max;
     uint64_t end = io->offset + io->bytes;
 
     mask = mask != 0 ? mask - 1 : 0;
@@ -267,7 +268,23 @@ static void script_check_range(struct script *script, const blkrepl_io *io)
 static bool io_changes(const blkrepl_io *io)
 {
     return io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES ||
-           io->opcode == BLKREPL_OP_DISCARD;
+           io->opcode == BLKREPL_OP_DISCARD || io->opcode == BLKREPL_OP_COPY_FROM;
+}
+
+static void script_check_source(struct script *script, const blkrepl_io *io)
+{
+    const struct script *from = io->source_user;
+    uint64_t mask = from->info.request_alignment != 0 ? from->info.request_alignment - 1 : 0;
+    uint64_t end = io->source_offset + io->bytes;
+
+    if (from == script || !from->opened || from->closed > 0 || script->info.copy_domain == NULL ||
+        from->info.copy_domain != script->info.copy_domain) {
+        script_wrong(script, io, "its source is not of the domain");
+    }
+    if (end > from->info.bytes || (io->source_offset & mask) != 0 ||
+        ((end & mask) != 0 && end != from->info.bytes)) {
+        script_wrong(script, io, "the range of the source is not aligned or not inside");
+    }
 }
 
 static void script_check(struct script *script, const blkrepl_io *io)
@@ -278,7 +295,7 @@ static void script_check(struct script *script, const blkrepl_io *io)
         io->host[3] != NULL) {
         script_wrong(script, io, "header");
     }
-    if (io->opcode > 6 || (script->info.opcodes >> io->opcode & 1) == 0) {
+    if (io->opcode > 7 || (script->info.opcodes >> io->opcode & 1) == 0) {
         script_wrong(script, io, "the opcode is not declared");
     }
     if (script->waiting_count >= depth) {
@@ -291,6 +308,11 @@ static void script_check(struct script *script, const blkrepl_io *io)
         script_check_iov(script, io);
     } else if (io->iov_count != 0) {
         script_wrong(script, io, "iovecs without data");
+    }
+    if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        script_check_source(script, io);
+    } else if (io->source_user != NULL || io->source_offset != 0) {
+        script_wrong(script, io, "a source that it has not");
     }
     if (io->opcode != BLKREPL_OP_FLUSH) {
         script_check_range(script, io);
@@ -350,6 +372,9 @@ static void script_do(struct script *script, blkrepl_io *io)
         memset(at, 0, (size_t)io->bytes);
     } else if (io->opcode == BLKREPL_OP_DISCARD) {
         memset(at, 0xdd, (size_t)io->bytes);
+    } else if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        memcpy(at, ((const struct script *)io->source_user)->disk + io->source_offset,
+               (size_t)io->bytes);
     }
     for (uint32_t i = 0; i < io->iov_count && io->opcode <= BLKREPL_OP_WRITE; i++) {
         if (io->opcode == BLKREPL_OP_READ) {

@@ -365,7 +365,7 @@ static void backup_refuses_bad_options_and_releases_once(void **state)
     bench_open(&b, BYTES);
     good = options_of(&b);
     o = good;
-    o.flags = 2;
+    o.flags = 4;
     refused(&b, &o, -EINVAL);
     o = good;
     o.reserved0 = 1;

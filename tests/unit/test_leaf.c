@@ -51,7 +51,9 @@ static void leaf_fills_in_the_defaults(void **state)
     assert_int_equal(leaf->port.info.iov_count_max, 1024);
     assert_true(leaf->port.info.transfer_bytes_max == BLKREPL_IMAGE_BYTES_MAX);
     assert_true(leaf->port.info.zeroes_bytes_max == BLKREPL_IMAGE_BYTES_MAX);
-    assert_int_equal(leaf->port.info.opcodes, 0x7e); /* what it knows */
+    assert_true(leaf->port.info.copy_bytes_max == BLKREPL_IMAGE_BYTES_MAX);
+    assert_null(leaf->port.info.copy_domain);        /* a backend that does not know of it */
+    assert_int_equal(leaf->port.info.opcodes, 0xfe); /* what it knows */
     assert_null(leaf->bounce_memory);                /* never needed */
     assert_false(leaf_aligned(leaf));
     assert_true(leaf_has(leaf, BLKREPL_OP_STATUS));
@@ -68,7 +70,8 @@ static void leaf_rounds_limits_to_the_alignment_which_memory_raises(void **state
                                  .request_alignment = 512,
                                  .memory_alignment = 4096,
                                  .transfer_bytes_max = 10000,
-                                 .zeroes_bytes_max = 4097};
+                                 .zeroes_bytes_max = 4097,
+                                 .copy_bytes_max = 12289};
     struct leaf *leaf;
 
     (void)state;
@@ -77,6 +80,7 @@ static void leaf_rounds_limits_to_the_alignment_which_memory_raises(void **state
     assert_int_equal(leaf->port.info.request_alignment, 4096);
     assert_int_equal(leaf->port.info.transfer_bytes_max, 8192);
     assert_int_equal(leaf->port.info.zeroes_bytes_max, 4096);
+    assert_int_equal(leaf->port.info.copy_bytes_max, 12288);
     assert_true(leaf_aligned(leaf));
     blkrepl__leaf_free(leaf);
     bench_close(&b);
@@ -122,6 +126,12 @@ static void leaf_refuses_an_info_that_is_out_of_bounds(void **state)
     info.zeroes_bytes_max = 511;
     refuse(&b, info);
     info.zeroes_bytes_max = 512;
+    info.copy_bytes_max = 511;
+    refuse(&b, info);
+    info.copy_bytes_max = 512;
+    info.reserved0 = &b;
+    refuse(&b, info);
+    info.reserved0 = NULL;
     blkrepl__leaf_free(make(&b, &info, 0));
     info = (blkrepl_backend_info){.opcodes = 2, .flags = BLKREPL_BACKEND_READ_ONLY};
     blkrepl__leaf_free(make(&b, &info, 0));

@@ -161,7 +161,7 @@ static void struct_io_out_fills_every_size_and_keeps_it(void **state)
     free(ours);
 }
 
-/* In the first release every struct is read and written whole. */
+/* What came later is not asked of a caller of the first release. */
 static void struct_io_v1_sizes_are_those_of_this_release(void **state)
 {
     (void)state;
@@ -169,12 +169,12 @@ static void struct_io_v1_sizes_are_those_of_this_release(void **state)
     assert_int_equal(BLKREPL_ALLOCATOR_V1_BYTES, sizeof(blkrepl_allocator));
     assert_int_equal(BLKREPL_HOOKS_V1_BYTES, sizeof(blkrepl_hooks));
     assert_int_equal(BLKREPL_BACKEND_OPS_V1_BYTES, sizeof(blkrepl_backend_ops));
-    assert_int_equal(BLKREPL_BACKEND_INFO_V1_BYTES, sizeof(blkrepl_backend_info));
+    assert_int_equal(BLKREPL_BACKEND_INFO_V1_BYTES, offsetof(blkrepl_backend_info, copy_bytes_max));
     assert_int_equal(BLKREPL_IMAGE_OPTIONS_V1_BYTES, sizeof(blkrepl_image_options));
     assert_int_equal(BLKREPL_IMAGE_INFO_V1_BYTES, sizeof(blkrepl_image_info));
     assert_int_equal(BLKREPL_FILE_OPTIONS_V1_BYTES, sizeof(blkrepl_file_options));
     assert_int_equal(BLKREPL_BRACKET_V1_BYTES, sizeof(blkrepl_bracket));
-    assert_int_equal(BLKREPL_JOB_INFO_V1_BYTES, sizeof(blkrepl_job_info));
+    assert_int_equal(BLKREPL_JOB_INFO_V1_BYTES, offsetof(blkrepl_job_info, offloaded_bytes));
     assert_int_equal(BLKREPL_BACKUP_OPTIONS_V1_BYTES, sizeof(blkrepl_backup_options));
 }
 
