@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "block/file_copy.h"
 #include "block/file_direct.h"
 #include "block/file_space.h"
 #include "block/file_status.h"
@@ -49,6 +50,9 @@ struct file_backend {
     struct file file;
 };
 
+/* The address is what all file backends have in common. */
+static char file_copy_domain;
+
 /* ---- Doing requests --------------------------------------------------------------- */
 
 static int file_do_transfer(struct file_backend *fb, blkrepl_io *io, bool nowait)
@@ -58,6 +62,13 @@ static int file_do_transfer(struct file_backend *fb, blkrepl_io *io, bool nowait
 
     io->host[2] = (void *)(uintptr_t)done;
     return rc;
+}
+
+static int file_do_copy(struct file_backend *fb, const blkrepl_io *io)
+{
+    const struct file_backend *from = io->source_user;
+
+    return fb->read_only ? -EROFS : blkrepl__file_copy(&fb->file, &from->file, io);
 }
 
 /* Returns the result, or FILE_WOULD_BLOCK. */
@@ -71,6 +82,7 @@ static int file_do(struct file_backend *fb, blkrepl_io *io, bool nowait)
     case BLKREPL_OP_FLUSH: return blkrepl__file_sync(&fb->file);
     case BLKREPL_OP_STATUS:
         return blkrepl__file_status(&fb->file, io, nowait && !fb->file.in_memory);
+    case BLKREPL_OP_COPY_FROM: return file_do_copy(fb, io);
     default: return -ENOTSUP;
     }
 }
@@ -88,6 +100,13 @@ static bool file_run(struct pool_client *client, blkrepl_io *io, bool may_block)
     return true;
 }
 
+static bool file_both_in_memory(const struct file_backend *fb, const blkrepl_io *io)
+{
+    const struct file_backend *from = io->source_user;
+
+    return fb->file.in_memory && from->file.in_memory;
+}
+
 /* Whether file_run() would, or at least might, not block. */
 static bool file_may_nowait(struct file_backend *fb, const blkrepl_io *io)
 {
@@ -97,6 +116,7 @@ static bool file_may_nowait(struct file_backend *fb, const blkrepl_io *io)
     case BLKREPL_OP_ZEROES:
     case BLKREPL_OP_DISCARD:
     case BLKREPL_OP_FLUSH: return fb->file.in_memory;
+    case BLKREPL_OP_COPY_FROM: return file_both_in_memory(fb, io);
     default: return true;
     }
 }
@@ -115,7 +135,8 @@ static bool file_helpable(struct pool_client *client, const blkrepl_io *io)
 static int file_get_info(void *user, blkrepl_backend_info *info)
 {
     const struct file_backend *fb = user;
-    uint32_t writing = 1u << BLKREPL_OP_WRITE | 1u << BLKREPL_OP_ZEROES | 1u << BLKREPL_OP_DISCARD;
+    uint32_t writing = 1u << BLKREPL_OP_WRITE | 1u << BLKREPL_OP_ZEROES | 1u << BLKREPL_OP_DISCARD |
+                       1u << BLKREPL_OP_COPY_FROM;
 
     info->bytes = fb->file.bytes;
     info->flags = BLKREPL_BACKEND_FUA;
@@ -130,6 +151,8 @@ static int file_get_info(void *user, blkrepl_backend_info *info)
     info->memory_alignment = fb->file.memory_alignment;
     info->iov_count_max = FILE_IOV_COUNT_MAX;
     info->cluster_bytes = 0;
+    info->copy_bytes_max = FILE_TRANSFER_BYTES_MAX;
+    info->copy_domain = fb->file.direct ? NULL : &file_copy_domain;
     if (fb->read_only) {
         info->flags = BLKREPL_BACKEND_READ_ONLY;
         info->opcodes &= ~writing;

@@ -14,7 +14,10 @@
  *   DISCARD  punches, or nothing happens;
  *   FLUSH    fdatasync;
  *   STATUS   SEEK_DATA and SEEK_HOLE; not on devices.  Answered inside submit,
- *            also in the background, where it is known from before.
+ *            also in the background, where it is known from before;
+ *   COPY_FROM  any other file backend: copy_file_range, which says itself which
+ *            pairs it does not do; its first refusal is remembered.  Not past
+ *            the page cache, where it is slower than reading and writing.
  */
 #ifndef BLKREPL_BLOCK_BACKEND_FILE_H
 #define BLKREPL_BLOCK_BACKEND_FILE_H

@@ -171,6 +171,8 @@ static uint64_t memory_next(struct memory_backend *mb, uint64_t first, uint64_t 
 
 /* ---- Requests ------------------------------------------------------------------------ */
 
+/* The address is what all memory backends have in common. */
+static char memory_copy_domain;
 /* Never written; not const, so that it takes no room in the file. */
 static unsigned char memory_zeroes[MEMORY_PAGE_BYTES];
 
@@ -285,6 +287,38 @@ static int memory_status(struct memory_backend *mb, const blkrepl_io *io)
     return 0;
 }
 
+/* What of start..end-1 lies in one page of either disk. */
+static uint64_t memory_shared_piece(uint64_t from, uint64_t to, uint64_t bytes)
+{
+    return min_u64(memory_piece(from, from + bytes), memory_piece(to, to + bytes));
+}
+
+static int memory_copy(struct memory_backend *mb, const blkrepl_io *io)
+{
+    struct memory_backend *from = io->source_user;
+    uint64_t piece;
+
+    for (uint64_t done = 0; done < io->bytes; done += piece) {
+        uint64_t in = io->source_offset + done;
+        uint64_t out = io->offset + done;
+        const struct memory_page *page = memory_find(from, in >> MEMORY_PAGE_SHIFT);
+        struct memory_page *to;
+
+        piece = memory_shared_piece(in, out, io->bytes - done);
+        if (page == NULL) {
+            memory_clear(mb, out, out + piece);
+            continue;
+        }
+        to = memory_get(mb, out >> MEMORY_PAGE_SHIFT);
+        if (to == NULL) {
+            return -ENOMEM;
+        }
+        memcpy(to->data + out % MEMORY_PAGE_BYTES, page->data + in % MEMORY_PAGE_BYTES,
+               (size_t)piece);
+    }
+    return 0;
+}
+
 static int memory_do(struct memory_backend *mb, const blkrepl_io *io)
 {
     switch (io->opcode) {
@@ -294,8 +328,36 @@ static int memory_do(struct memory_backend *mb, const blkrepl_io *io)
     case BLKREPL_OP_DISCARD: return memory_zero(mb, io);
     case BLKREPL_OP_FLUSH: return 0;
     case BLKREPL_OP_STATUS: return memory_status(mb, io);
+    case BLKREPL_OP_COPY_FROM: return memory_copy(mb, io);
     default: return -ENOTSUP;
     }
+}
+
+/* The other disk of a COPY_FROM; NULL: none. */
+static struct memory_backend *memory_other(const blkrepl_io *io)
+{
+    return io->opcode == BLKREPL_OP_COPY_FROM ? io->source_user : NULL;
+}
+
+/* One disk or two are locked, two in the order of their addresses. */
+static int memory_serve(struct memory_backend *mb, const blkrepl_io *io)
+{
+    struct memory_backend *other = memory_other(io);
+    bool other_first = other != NULL && (uintptr_t)other < (uintptr_t)mb;
+    struct memory_backend *first = other_first ? other : mb;
+    struct memory_backend *second = other_first ? mb : other;
+    int rc;
+
+    pthread_mutex_lock(&first->lock);
+    if (second != NULL) {
+        pthread_mutex_lock(&second->lock);
+    }
+    rc = memory_do(mb, io);
+    if (second != NULL) {
+        pthread_mutex_unlock(&second->lock);
+    }
+    pthread_mutex_unlock(&first->lock);
+    return rc;
 }
 
 /* ---- The backend's functions ---------------------------------------------------------- */
@@ -309,12 +371,14 @@ static int memory_get_info(void *user, blkrepl_backend_info *info)
     info->transfer_bytes_max = 0;
     info->zeroes_bytes_max = 0;
     info->opcodes = 1u << BLKREPL_OP_READ | 1u << BLKREPL_OP_WRITE | 1u << BLKREPL_OP_ZEROES |
-                    1u << BLKREPL_OP_DISCARD | 1u << BLKREPL_OP_FLUSH | 1u << BLKREPL_OP_STATUS;
+                    1u << BLKREPL_OP_DISCARD | 1u << BLKREPL_OP_FLUSH | 1u << BLKREPL_OP_STATUS |
+                    1u << BLKREPL_OP_COPY_FROM;
     info->queue_depth = MEMORY_QUEUE_DEPTH;
     info->request_alignment = 1;
     info->memory_alignment = 1;
     info->iov_count_max = 1024;
     info->cluster_bytes = 0;
+    info->copy_domain = &memory_copy_domain;
     return 0;
 }
 
@@ -324,12 +388,7 @@ static void memory_submit(void *user, uint32_t lane, blkrepl_io *const *ios, uin
 
     (void)lane;
     for (uint32_t i = 0; i < count; i++) {
-        int rc;
-
-        pthread_mutex_lock(&mb->lock);
-        rc = memory_do(mb, ios[i]);
-        pthread_mutex_unlock(&mb->lock);
-        (void)mb->complete(mb->ctx, ios[i]->id, rc);
+        (void)mb->complete(mb->ctx, ios[i]->id, memory_serve(mb, ios[i]));
     }
 }
 

@@ -46,6 +46,7 @@ struct file {
     atomic_bool no_punch;
     atomic_bool no_zero_range;
     atomic_bool no_seek;
+    atomic_bool no_copy; /* from another file to this one */
     struct file_seen seen;
     pthread_mutex_t near_tail; /* see file_io.c */
 };

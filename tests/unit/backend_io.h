@@ -148,6 +148,19 @@ static inline int io_status(const blkrepl_backend_ops *ops, void *user, uint64_t
     return io_run(ops, user, &request);
 }
 
+/* COPY_FROM of another backend. */
+static inline int io_copy(const blkrepl_backend_ops *ops, void *user, void *from,
+                          uint64_t from_offset, uint64_t offset, uint64_t bytes)
+{
+    struct io_request request;
+
+    io_init(&request, BLKREPL_OP_COPY_FROM, offset, bytes);
+    request.io.source_user = from;
+    request.io.source_offset = from_offset;
+    request.io.flags = BLKREPL_IO_BACKGROUND;
+    return io_run(ops, user, &request);
+}
+
 /* ---- Random ------------------------------------------------------------------ */
 
 /* xorshift64*: the same numbers everywhere. */

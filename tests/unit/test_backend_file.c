@@ -542,7 +542,7 @@ static void backend_file_read_only_refuses_writes(void **state)
     assert_int_equal(io_plain(ops, f.fb, BLKREPL_OP_ZEROES, 0, 4096, 0), -EROFS);
     assert_int_equal(io_plain(ops, f.fb, BLKREPL_OP_DISCARD, 0, 4096, 0), -EROFS);
     assert_int_equal(io_plain(ops, f.fb, BLKREPL_OP_FLUSH, 0, 0, 0), 0);
-    assert_int_equal(io_plain(ops, f.fb, BLKREPL_OP_COPY_FROM, 0, 4096, 0), -ENOTSUP);
+    assert_int_equal(io_copy(ops, f.fb, f.fb, 0, 0, 4096), -EROFS);
     assert_int_equal(io_plain(ops, f.fb, 99, 0, 0, 0), -ENOTSUP);
     tear_down(&f);
 }
@@ -561,13 +561,80 @@ static void backend_file_describes_itself(void **state)
     assert_int_equal(info.queue_depth, 64);
     assert_int_equal(info.request_alignment, 1);
     assert_int_equal(info.flags, BLKREPL_BACKEND_FUA);
+    assert_int_equal(info.opcodes, 0xfe);
+    assert_non_null(info.copy_domain);
     ops->close(f.fb);
     assert_int_equal(
         blkrepl__file_backend_open(io_context(), &f.alloc, f.pool, f.path, &options, false, &f.fb),
         0);
     assert_int_equal(ops->get_info(f.fb, &info), 0);
     assert_int_equal(info.queue_depth, 4096);
+    ops->close(f.fb);
+    f.fb = NULL;
+    if (open_as(&f, BLKREPL_FILE_DIRECT, 0, false) == 0) { /* where there is such a thing */
+        assert_int_equal(ops->get_info(f.fb, &info), 0);
+        assert_null(info.copy_domain);
+    }
     tear_down(&f);
+}
+
+/* By way of the pool, from a file in memory or not to one that is or is not. */
+static void backend_file_copies_from_another(void **state)
+{
+    static unsigned char data[BYTES];
+    static unsigned char back[BYTES];
+    uint64_t seed = 4;
+
+    (void)state;
+    io_fill(&seed, data, BYTES);
+    for (int i = 0; i < 4; i++) {
+        bool in_memory = (i & 1) != 0;
+        bool from_memory = (i & 2) != 0;
+        struct fixture f;
+        struct fixture g;
+        int rc;
+
+        set_up(&f, in_memory, BYTES);
+        pool_up(&g);
+        assert_non_null(io_path(from_memory, "backend-file-2", g.path, sizeof g.path));
+        assert_int_equal(open_as(&g, BLKREPL_FILE_CREATE, BYTES, false), 0);
+        assert_int_equal(io_data(ops, g.fb, BLKREPL_OP_WRITE, 0, data, BYTES), 0);
+        rc = io_copy(ops, f.fb, g.fb, 4096, 777, BYTES - 4096);
+        assert_int_equal(threads(&f), 1); /* even where it would not have blocked */
+        assert_int_equal(io_data(ops, f.fb, BLKREPL_OP_READ, 0, back, BYTES), 0);
+        if (in_memory == from_memory && rc == 0) {
+            assert_memory_equal(back + 777, data + 4096, BYTES - 4096);
+        } else { /* the kernel knows better than we */
+            assert_true(rc == 0 || rc == -EXDEV || rc == -ENOSYS || rc == -EOPNOTSUPP);
+            assert_int_equal(io_copy(ops, f.fb, g.fb, 0, 0, 4096), rc == 0 ? 0 : -ENOTSUP);
+        }
+        tear_down(&g);
+        tear_down(&f);
+    }
+}
+
+/* Inside submit, if a guest waits for it and both are in memory. */
+static void backend_file_copies_inline_in_memory_only(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        bool in_memory = (i & 1) != 0;
+        bool from_memory = (i & 2) != 0;
+        struct io_request request;
+        struct fixture f;
+        struct fixture g;
+
+        set_up(&f, in_memory, BYTES);
+        pool_up(&g);
+        assert_non_null(io_path(from_memory, "backend-file-2", g.path, sizeof g.path));
+        assert_int_equal(open_as(&g, BLKREPL_FILE_CREATE, BYTES, false), 0);
+        io_init(&request, BLKREPL_OP_COPY_FROM, 0, 4096);
+        request.io.source_user = g.fb;
+        io_run(ops, f.fb, &request);
+        assert_int_equal(threads(&f), in_memory && from_memory ? 0 : 1);
+        tear_down(&g);
+        tear_down(&f);
+    }
 }
 
 static void backend_file_creates_and_grows_but_never_shortens(void **state)
@@ -754,6 +821,8 @@ int main(void)
         cmocka_unit_test(backend_file_shortened_behind_our_back_fails),
         cmocka_unit_test(backend_file_read_only_refuses_writes),
         cmocka_unit_test(backend_file_describes_itself),
+        cmocka_unit_test(backend_file_copies_from_another),
+        cmocka_unit_test(backend_file_copies_inline_in_memory_only),
         cmocka_unit_test(backend_file_creates_and_grows_but_never_shortens),
         cmocka_unit_test(backend_file_takes_the_mode),
         cmocka_unit_test(backend_file_checks_options),

@@ -439,6 +439,67 @@ static void backend_memory_writes_up_to_the_missing_page(void **state)
 
 /* ---- The rest ----------------------------------------------------------------------------- */
 
+/* Every alignment of two ranges, over pages that are there and such that are not. */
+static void backend_memory_copies_from_another(void **state)
+{
+    static const uint64_t offsets[] = {0, 1, PAGE - 1, PAGE, 3 * PAGE + 7};
+    static const uint64_t lengths[] = {0, 1, 4096, PAGE, PAGE + 1, 3 * PAGE - 2};
+    static unsigned char from[BYTES];
+    static unsigned char to[BYTES];
+    static unsigned char data[BYTES];
+    uint64_t seed = 9;
+    struct fixture a;
+    struct fixture b;
+
+    (void)state;
+    set_up(&a, BYTES);
+    set_up(&b, BYTES);
+    io_fill(&seed, from, 2 * PAGE);
+    io_fill(&seed, from + 4 * PAGE, PAGE);
+    assert_int_equal(io_data(ops, a.mb, BLKREPL_OP_WRITE, 0, from, 2 * PAGE), 0);
+    assert_int_equal(io_data(ops, a.mb, BLKREPL_OP_WRITE, 4 * PAGE, from + 4 * PAGE, PAGE), 0);
+    for (unsigned i = 0; i < 5 * 5 * 6 * 2; i++) {
+        uint64_t in = offsets[i % 5];
+        uint64_t out = offsets[i / 5 % 5];
+        uint64_t bytes = lengths[i / 25 % 6];
+        bool back = i >= 150; /* the other way round: the locks in the other order */
+
+        if (i == 75) { /* over something */
+            io_fill(&seed, to, BYTES);
+            assert_int_equal(io_data(ops, b.mb, BLKREPL_OP_WRITE, 0, to, BYTES), 0);
+        }
+        assert_int_equal(io_copy(ops, back ? a.mb : b.mb, back ? b.mb : a.mb, in, out, bytes), 0);
+        memcpy((back ? from : to) + out, (back ? to : from) + in, bytes);
+        assert_int_equal(io_data(ops, a.mb, BLKREPL_OP_READ, 0, data, BYTES), 0);
+        assert_memory_equal(data, from, BYTES);
+        assert_int_equal(io_data(ops, b.mb, BLKREPL_OP_READ, 0, data, BYTES), 0);
+        assert_memory_equal(data, to, BYTES);
+    }
+    tear_down(&a);
+    tear_down(&b);
+}
+
+/* Holes stay holes where nothing was; without memory it fails. */
+static void backend_memory_copies_no_holes(void **state)
+{
+    struct fixture a;
+    struct fixture b;
+
+    (void)state;
+    set_up(&a, BYTES);
+    set_up(&b, BYTES);
+    assert_int_equal(put(&a, PAGE, 1, 7), 0);
+    assert_int_equal(io_copy(ops, b.mb, a.mb, 0, 0, 4 * PAGE), 0);
+    assert_int_equal(pages(&b), 1);
+    b.budget.until_failure = 1;
+    assert_int_equal(io_copy(ops, b.mb, a.mb, PAGE, 5 * PAGE, 4096), -ENOMEM);
+    b.budget.until_failure = 0;
+    assert_int_equal(io_copy(ops, b.mb, a.mb, PAGE, 5 * PAGE, 4096), 0);
+    assert_int_equal(pages(&b), 2);
+    tear_down(&a);
+    tear_down(&b);
+}
+
 static void backend_memory_describes_itself(void **state)
 {
     blkrepl_backend_info info = {.struct_size = sizeof info};
@@ -450,7 +511,8 @@ static void backend_memory_describes_itself(void **state)
     assert_int_equal(info.struct_size, sizeof info);
     assert_int_equal(info.bytes, BYTES);
     assert_int_equal(info.flags, BLKREPL_BACKEND_FUA);
-    assert_int_equal(info.opcodes, 0x7e);
+    assert_int_equal(info.opcodes, 0xfe);
+    assert_non_null(info.copy_domain);
     assert_null(ops->cancel);
     assert_int_equal(io_plain(ops, f.mb, BLKREPL_OP_RESIZE, 0, 0, 0), -ENOTSUP);
     tear_down(&f);
@@ -523,6 +585,8 @@ int main(void)
         cmocka_unit_test(backend_memory_without_memory_is_not_created),
         cmocka_unit_test(backend_memory_survives_every_failing_allocation),
         cmocka_unit_test(backend_memory_writes_up_to_the_missing_page),
+        cmocka_unit_test(backend_memory_copies_from_another),
+        cmocka_unit_test(backend_memory_copies_no_holes),
         cmocka_unit_test(backend_memory_describes_itself),
         cmocka_unit_test(backend_memory_serves_many_threads),
     };
