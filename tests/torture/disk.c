@@ -38,7 +38,7 @@ static uint64_t or_else(uint64_t value, uint64_t otherwise)
 static bool op_writes(uint32_t opcode)
 {
     return opcode == BLKREPL_OP_WRITE || opcode == BLKREPL_OP_ZEROES ||
-           opcode == BLKREPL_OP_DISCARD;
+           opcode == BLKREPL_OP_DISCARD || opcode == BLKREPL_OP_COPY_FROM;
 }
 
 static bool op_moves(uint32_t opcode)
@@ -63,6 +63,8 @@ static void disk_check_range(const struct disk *d, const blkrepl_io *io)
 
     if (op_moves(io->opcode)) {
         most = or_else(d->info.transfer_bytes_max, most);
+    } else if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        most = or_else(d->info.copy_bytes_max, most);
     } else if (op_writes(io->opcode)) {
         most = or_else(d->info.zeroes_bytes_max, most);
     }
@@ -97,7 +99,7 @@ static void disk_check_flags(const struct disk *d, const blkrepl_io *io)
 {
     uint32_t known = BLKREPL_IO_BACKGROUND;
 
-    if (op_writes(io->opcode) && io->opcode != BLKREPL_OP_DISCARD &&
+    if ((io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES) &&
         (d->info.flags & BLKREPL_BACKEND_FUA) != 0) {
         known |= BLKREPL_IO_FUA;
     }
@@ -124,6 +126,19 @@ static void disk_check_overlap(const struct disk *d, const blkrepl_io *io)
     }
 }
 
+static void disk_check_source(const struct disk *d, const blkrepl_io *io)
+{
+    const struct disk *from = io->source_user;
+
+    if (from == d || from->closes >= from->opened || !d->info.copy_domain ||
+        from->info.copy_domain != d->info.copy_domain) {
+        disk_complain(d, io, "copies from a disk that is not open or of another domain");
+    }
+    if (io->bytes > from->info.bytes || io->source_offset > from->info.bytes - io->bytes) {
+        disk_complain(d, io, "copies what is not inside its source");
+    }
+}
+
 static void disk_check(const struct disk *d, const blkrepl_io *io, uint32_t lane)
 {
     if (d->closes >= d->opened || !d->opened) {
@@ -145,6 +160,9 @@ static void disk_check(const struct disk *d, const blkrepl_io *io, uint32_t lane
     }
     if (op_moves(io->opcode)) {
         disk_check_memory(d, io);
+    }
+    if (io->opcode == BLKREPL_OP_COPY_FROM) {
+        disk_check_source(d, io);
     }
     if (io->opcode == BLKREPL_OP_STATUS && (!io->extents || io->extents_max == 0)) {
         disk_complain(d, io, "has no room for extents");
@@ -210,6 +228,13 @@ static void disk_tell_status(struct disk *d, const blkrepl_io *io)
     }
 }
 
+static void disk_copy(struct disk *d, const blkrepl_io *io, uint64_t bytes)
+{
+    const struct disk *from = io->source_user;
+
+    memcpy(d->data + io->offset, from->data + io->source_offset, (size_t)bytes);
+}
+
 static void disk_carry_out(struct disk *d, const blkrepl_io *io)
 {
     switch (io->opcode) {
@@ -219,6 +244,7 @@ static void disk_carry_out(struct disk *d, const blkrepl_io *io)
     case BLKREPL_OP_FLUSH: durable_flushed(d->medium, (uintptr_t)io->host[0]); break;
     case BLKREPL_OP_DISCARD: memset(d->data + io->offset, DISCARDED, (size_t)io->bytes); break;
     case BLKREPL_OP_STATUS: disk_tell_status(d, io); break;
+    case BLKREPL_OP_COPY_FROM: disk_copy(d, io, io->bytes); break;
     default: break;
     }
 }
@@ -233,6 +259,7 @@ static void disk_carry_out_badly(struct disk *d, const blkrepl_io *io, int resul
             memset(d->data + io->offset, 0, (size_t)(io->bytes / 2));
         }
         break;
+    case BLKREPL_OP_COPY_FROM: disk_copy(d, io, io->bytes / 2); break;
     case BLKREPL_OP_STATUS:
         io->extents[0].bytes = io->bytes;
         io->extents[0].flags = BLKREPL_EXTENT_ZERO;
@@ -241,9 +268,13 @@ static void disk_carry_out_badly(struct disk *d, const blkrepl_io *io, int resul
     }
 }
 
-/* An opcode that is not known after all: there is a documented way round it. */
+/* An opcode that is not known after all: there is a documented way round it; round
+ * a COPY_FROM always. */
 static bool disk_failure_passing(uint32_t opcode, int result)
 {
+    if (opcode == BLKREPL_OP_COPY_FROM) {
+        return true;
+    }
     return result == -ENOTSUP && (opcode == BLKREPL_OP_ZEROES || opcode == BLKREPL_OP_DISCARD);
 }
 
@@ -264,7 +295,7 @@ static void disk_end(struct disk *d, const blkrepl_io *io, int result, bool canc
 {
     uint64_t id = io->id;
 
-    if (io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES) {
+    if (op_writes(io->opcode) && io->opcode != BLKREPL_OP_DISCARD) {
         bool fua = result == 0 && (io->flags & BLKREPL_IO_FUA) != 0;
 
         durable_wrote(d->medium, io->offset, io->bytes, fua);

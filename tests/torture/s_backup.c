@@ -78,6 +78,39 @@ static void backup_beside_guest_fails(struct world *w)
     backup(w, &guest_fails, true);
 }
 
+/* The disks copy from each other, in parts; `cancels`: and give up at once what a
+ * guest has made void. */
+static void offload(struct world *w, const blkrepl_backup_options *o, bool cancels)
+{
+    blkrepl_backend_info info = {.opcodes = OPS_ALL | BIT(BLKREPL_OP_COPY_FROM),
+                                 .copy_domain = w,
+                                 .copy_bytes_max = 3 * CLUSTER};
+    struct image *source, *target;
+
+    if (!image_pair(w, &info, &info, &source, &target)) {
+        return;
+    }
+    target->disk->cancel_ends = cancels;
+    if (job_create_started(source, target, o)) {
+        guest(source, 16, false);
+    }
+}
+
+static void backup_offload(struct world *w)
+{
+    offload(w, NULL, false);
+}
+
+static void backup_offload_cancels(struct world *w)
+{
+    offload(w, NULL, true);
+}
+
+static void backup_offload_guest_fails(struct world *w)
+{
+    offload(w, &guest_fails, false);
+}
+
 /* Created, tried again, started later; nobody writes. */
 static void backup_quiet(struct world *w)
 {
@@ -513,6 +546,9 @@ const struct scenario backup_scenarios[] = {
     {"backup-through-guest-fails", backup_through_guest_fails, 0},
     {"backup-beside", backup_beside, 0},
     {"backup-beside-guest-fails", backup_beside_guest_fails, 0},
+    {"backup-offload", backup_offload, 0},
+    {"backup-offload-cancels", backup_offload_cancels, 0},
+    {"backup-offload-guest-fails", backup_offload_guest_fails, 0},
     {"backup-quiet", backup_quiet, 0},
     {"backup-holes", backup_holes, 0},
     {"backup-holes-guest-fails", backup_holes_guest_fails, 0},

@@ -31,6 +31,7 @@ enum sys_kind {
     SYS_NOWAIT_WRITE,
     SYS_DSYNC,
     SYS_PWRITE,
+    SYS_COPY,
     SYS_THREAD,
     SYS_MUTEX,
     SYS_COND,

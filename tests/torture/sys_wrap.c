@@ -77,6 +77,8 @@ ssize_t WRAP(pwritev)(int fd, const struct iovec *iov, int count, off_t offset);
 ssize_t WRAP(pwrite)(int fd, const void *data, size_t bytes, off_t offset);
 ssize_t WRAP_PREADV2(int fd, const struct iovec *iov, int count, off_t offset, int flags);
 ssize_t WRAP_PWRITEV2(int fd, const struct iovec *iov, int count, off_t offset, int flags);
+ssize_t __wrap_copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t bytes,
+                               unsigned flags);
 int __wrap_close(int fd);
 ssize_t __wrap_read(int fd, void *out, size_t bytes);
 ssize_t __wrap_write(int fd, const void *data, size_t bytes);
@@ -397,6 +399,36 @@ ssize_t WRAP(pwrite)(int fd, const void *data, size_t bytes, off_t offset)
     struct iovec iov = {.iov_base = (void *)(uintptr_t)data, .iov_len = bytes};
 
     return move(fd, &iov, 1, offset, false, sys_verdict(SYS_PWRITE, fd));
+}
+
+/* Never more than the buffer holds; of a failure, half of that lands. */
+ssize_t __wrap_copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t bytes,
+                               unsigned flags)
+{
+    char buffer[3 * CLUSTER];
+    struct iovec iov = {.iov_base = buffer};
+    int err = sys_verdict(SYS_COPY, out);
+
+    REQUIRE(flags == 0, "copy_file_range with flags %u", flags);
+    if (err == 0 && sys_files_now()->device) {
+        err = EINVAL;
+    }
+    if (err == SYS_ZERO || err == EINVAL || err == EINTR || err == EXDEV) {
+        return err == SYS_ZERO ? 0 : refuse(err);
+    }
+    bytes = bytes < sizeof buffer ? bytes : sizeof buffer;
+    iov.iov_len = err == 0 ? bytes : (bytes + 1) / 2;
+    ssize_t moved = REAL(preadv)(in, &iov, 1, *in_offset);
+    if (moved > 0) {
+        iov.iov_len = (size_t)moved;
+        REQUIRE(move(out, &iov, 1, *out_offset, false, 0) == moved, "scenario: a short write");
+    }
+    if (err > 0) {
+        return refuse(err);
+    }
+    *in_offset += moved;
+    *out_offset += moved;
+    return moved;
 }
 
 /* Nothing has to outlive the test. */
