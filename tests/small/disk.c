@@ -93,8 +93,9 @@ static void payload(const struct queued *q, uint8_t *tags)
     cell_mask(q->start, q->end);
     for (uint32_t cell = cell_of(q->start); run.cells[cell] < q->end; cell++) {
         tags[cell] = bytes != NULL ? tag_of(bytes + run.cells[cell] - q->start, cell)
-                     : q->opcode == BLKREPL_OP_ZEROES ? TAG_ZERO
-                                                      : TAG_JUNK;
+                     : q->opcode == BLKREPL_OP_COPY_FROM ? state.disks[0].medium[cell]
+                     : q->opcode == BLKREPL_OP_ZEROES    ? TAG_ZERO
+                                                         : TAG_JUNK;
     }
 }
 
@@ -130,10 +131,14 @@ static void land(struct disk *disk, const struct queued *q)
     uint8_t tags[CELLS_MAX] = {0};
 
     payload(q, tags);
-    EXPECT(memcmp(tags + cell_of(q->start), q->tags + cell_of(q->start),
-                  cell_of(q->end) - cell_of(q->start)) == 0,
+    EXPECT(q->opcode == BLKREPL_OP_COPY_FROM ||
+               memcmp(tags + cell_of(q->start), q->tags + cell_of(q->start),
+                      cell_of(q->end) - cell_of(q->start)) == 0,
            "the data of a write changed before it was completed");
     store(disk, q->start, q->end, tags);
+    if (q->opcode == BLKREPL_OP_COPY_FROM) {
+        oracle_copied(q);
+    }
     if (q->fua) {
         disk->unstable &= ~cell_mask(q->start, q->end);
     }
@@ -225,6 +230,11 @@ static int result_of(struct disk *disk, const struct queued *q, enum outcome out
     case OUTCOME_LANDED: land(disk, q); break;
     case OUTCOME_FAIL: break;
     }
+    if (q->opcode == BLKREPL_OP_COPY_FROM) { /* nobody is to notice */
+        run.faults++;
+        state.faults_used++;
+        return error_of(disk->number, q->opcode);
+    }
     disk_fault(disk, q, error_of(disk->number, q->opcode));
     return state.fault.code;
 }
@@ -266,6 +276,10 @@ static int backend_get_info(void *user, blkrepl_backend_info *info)
         info->opcodes |= OPCODE(BLKREPL_OP_STATUS);
         info->zeroes_bytes_max = world->zeroes_max;
     }
+    if (world->offload) {
+        info->opcodes |= OPCODE(BLKREPL_OP_COPY_FROM);
+        info->copy_domain = &state;
+    }
     return 0;
 }
 
@@ -291,8 +305,13 @@ static void check_io(const struct disk *disk, const blkrepl_io *io)
     EXPECT(io->struct_size >= sizeof *io && io->id != 0, "a bad io");
     EXPECT(io->host[0] == NULL && io->host[3] == NULL, "host[] is not 0 at submit");
     EXPECT(disk->in_flight < world->depth, "more than %u in flight", world->depth);
-    EXPECT(basic || (!world->plain && io->opcode <= BLKREPL_OP_STATUS), "opcode %u not declared",
-           io->opcode);
+    EXPECT(basic || (!world->plain && io->opcode <= BLKREPL_OP_STATUS) ||
+               (world->offload && io->opcode == BLKREPL_OP_COPY_FROM),
+           "opcode %u not declared", io->opcode);
+    EXPECT(io->opcode != BLKREPL_OP_COPY_FROM ||
+               (disk->number == 1 && io->source_user == &state.disks[0] &&
+                io->source_offset == io->offset && end <= world->bytes),
+           "a copy from what is not the source");
     EXPECT((io->flags & BLKREPL_IO_FUA) == 0, "FUA is not declared");
     if (io->opcode == BLKREPL_OP_FLUSH) {
         return;

@@ -8,7 +8,7 @@
 bool is_write(uint32_t opcode)
 {
     return opcode == BLKREPL_OP_WRITE || opcode == BLKREPL_OP_ZEROES ||
-           opcode == BLKREPL_OP_DISCARD;
+           opcode == BLKREPL_OP_DISCARD || opcode == BLKREPL_OP_COPY_FROM;
 }
 
 uint32_t request_tag(const struct request *r)

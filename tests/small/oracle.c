@@ -202,6 +202,22 @@ void oracle_submit(struct disk *disk, struct queued *q)
     }
 }
 
+/* What was there at the start is safe now; other cells were written by a guest
+ * meanwhile, and are to be copied again. */
+void oracle_copied(const struct queued *q)
+{
+    for (uint32_t i = 0; i < JOBS_MAX; i++) {
+        struct job *job = &state.jobs[i];
+
+        for (uint32_t cell = cell_of(q->start); job_live(job) && run.cells[cell] < q->end; cell++) {
+            if (may_hold(job, cell, state.disks[1].medium[cell])) {
+                job->read_mask |= 1u << cell;
+                job->saved_mask |= 1u << cell;
+            }
+        }
+    }
+}
+
 void oracle_disk_done(struct disk *disk, const struct queued *q, const blkrepl_extent *extents,
                       uint32_t count)
 {
@@ -218,7 +234,7 @@ void oracle_disk_done(struct disk *disk, const struct queued *q, const blkrepl_e
         }
         if (q->opcode == BLKREPL_OP_READ) {
             job->read_mask |= cell_mask(q->start, q->end);
-        } else if (disk->number == 1 && is_write(q->opcode)) {
+        } else if (disk->number == 1 && is_write(q->opcode) && q->opcode != BLKREPL_OP_COPY_FROM) {
             job->saved_mask |= cell_mask(q->start, q->end);
         }
         for (uint32_t n = 0; n < count; at += (uint32_t)extents[n++].bytes) {

@@ -80,6 +80,7 @@ struct world {
     uint32_t depth;        /* of both queues                                     */
     uint32_t lanes;        /* 0: one                                             */
     uint32_t inline_disks; /* bit n: disk n completes inside submit              */
+    uint32_t offload;      /* the target can copy from the source                */
     uint32_t workers;
     uint32_t chunk;        /* longest copy, in clusters                                */
     uint32_t requests_max; /* of each lane                                       */
@@ -360,6 +361,8 @@ void jobs_check_end(void);
 
 /* oracle.c */
 void oracle_submit(struct disk *disk, struct queued *q);
+/* A copy from the source has landed. */
+void oracle_copied(const struct queued *q);
 void oracle_disk_done(struct disk *disk, const struct queued *q, const blkrepl_extent *extents,
                       uint32_t count);
 void oracle_go(const struct request *r);
