@@ -13,7 +13,7 @@
  * a pread of the cluster before the first pwrite to it, as many first touches
  * per write as the library had, and no copy going on beside them.
  *
- *     starve [--dir DIR] [--mib N] [--rounds N] [--cluster BYTES] */
+ *     starve [--dir DIR] [--mib N] [--rounds N] [--cluster BYTES] [--flags N] */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -35,6 +35,7 @@ static char source[PATH_MAX];
 static char target[PATH_MAX];
 static double *latency_us;
 static uint64_t cluster_bytes;
+static uint32_t flags; /* of the backup */
 static char data[4096];
 
 enum pattern {
@@ -135,8 +136,8 @@ static struct phase guest_run(blkrepl_context *ctx, blkrepl_image *image, blkrep
 
 static struct phase backup_phase(blkrepl_context *ctx, blkrepl_image *image, enum pattern pattern)
 {
-    blkrepl_backup_options options = {.struct_size = sizeof options,
-                                      .cluster_bytes = cluster_bytes};
+    blkrepl_backup_options options = {
+        .struct_size = sizeof options, .flags = flags, .cluster_bytes = cluster_bytes};
     blkrepl_file_options create = {
         .struct_size = sizeof create, .flags = BLKREPL_FILE_CREATE, .bytes = mib << 20};
     blkrepl_image *to;
@@ -177,12 +178,15 @@ static void parse(int argc, char **argv)
             mib = strtoull(argv[i + 1], NULL, 0);
         } else if (strcmp(argv[i], "--cluster") == 0) {
             cluster_bytes = strtoull(argv[i + 1], NULL, 0);
+        } else if (strcmp(argv[i], "--flags") == 0) {
+            flags = (uint32_t)strtoul(argv[i + 1], NULL, 0);
         } else if (strcmp(argv[i], "--rounds") == 0) {
             rounds = atoi(argv[i + 1]);
         }
     }
     if (argc % 2 == 0 || mib == 0 || rounds < 1 || rounds > ROUNDS_MAX) {
-        fprintf(stderr, "usage: starve [--dir DIR] [--mib N] [--rounds N] [--cluster BYTES]\n");
+        fprintf(stderr,
+                "usage: starve [--dir DIR] [--mib N] [--rounds N] [--cluster BYTES] [--flags N]\n");
         exit(2);
     }
     snprintf(source, sizeof source, "%s/blkrepl-starve-%d.src", dir, (int)getpid());
