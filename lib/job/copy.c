@@ -308,7 +308,8 @@ void blkrepl__copy_task_free(struct copy_task *task)
     struct copy *copy = task->copy;
 
     list_remove(&task->link);
-    list_append(task->reserved ? &copy->free_reserve : &copy->free_workers, &task->link);
+    /* In front: its buffer has its memory, and is in the cache. */
+    list_prepend(task->reserved ? &copy->free_reserve : &copy->free_workers, &task->link);
     blkrepl__copy_kick_starved(copy);
     job_wake(copy->job);
 }

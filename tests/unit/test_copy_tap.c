@@ -124,6 +124,26 @@ static void tap_takes_the_reserve_then_workers_then_starves(void **state)
     copy_rig_close(&r);
 }
 
+/* The last buffer that was freed is the next one used, being in the cache. */
+static void tap_takes_the_buffer_that_is_warm(void **state)
+{
+    struct copy_rig r;
+    struct done write;
+    void *buffer;
+
+    (void)state;
+    rig(&r, false, 4, 0);
+    r.target.hold = 0x7e;
+    copy_rig_write(&r, 0, 100, &write);
+    assert_int_equal(r.target.waiting[0]->opcode, BLKREPL_OP_WRITE);
+    buffer = r.target.waiting[0]->iov[0].base;
+    end(&r, &r.target, 0, 0);
+    copy_rig_write(&r, CLUSTER, CLUSTER + 100, &write);
+    assert_ptr_equal(r.target.waiting[0]->iov[0].base, buffer);
+    end(&r, &r.target, 0, 0);
+    copy_rig_close(&r);
+}
+
 static void tap_pump_leaves_the_buffers_to_starved_guests(void **state)
 {
     struct copy_rig r;
@@ -537,6 +557,7 @@ int main(void)
         cmocka_unit_test(tap_lets_a_write_over_saved_clusters_pass_without_a_wait),
         cmocka_unit_test(tap_write_waits_for_a_background_copy_of_its_clusters),
         cmocka_unit_test(tap_takes_the_reserve_then_workers_then_starves),
+        cmocka_unit_test(tap_takes_the_buffer_that_is_warm),
         cmocka_unit_test(tap_pump_leaves_the_buffers_to_starved_guests),
         cmocka_unit_test(tap_serves_starved_guests_in_their_order),
         cmocka_unit_test(tap_guest_that_needs_no_buffer_any_more_passes_the_turn_on),
