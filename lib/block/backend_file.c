@@ -32,6 +32,9 @@
 #else
 #define FILE_O_DIRECT 0
 #endif
+/* The longest write of a job that is done by whoever submits it, if the file is
+ * in memory. */
+#define FILE_TRIFLE_BYTES (UINT64_C(64) << 10)
 /* A device may carry out zeroes by writing them. */
 #define FILE_DEVICE_ZEROES_BYTES_MAX (UINT64_C(1) << 30)
 
@@ -176,11 +179,19 @@ static bool file_answer_known(struct file_backend *fb, blkrepl_io *io)
     return true;
 }
 
+/* Whether a request of a job is so short that to hand it over would cost more
+ * than to do it: a copy made for a guest, as a rule, whose data are still in
+ * this CPU's cache. */
+static bool file_is_trifle(const struct file_backend *fb, const blkrepl_io *io)
+{
+    return fb->file.in_memory && io->opcode == BLKREPL_OP_WRITE && io->bytes <= FILE_TRIFLE_BYTES;
+}
+
 /* Do a request in the submitter's thread if that is right; *room is what may be
  * moved yet. */
 static bool file_inline(struct file_backend *fb, blkrepl_io *io, uint64_t *room)
 {
-    if ((io->flags & BLKREPL_IO_BACKGROUND) != 0) {
+    if ((io->flags & BLKREPL_IO_BACKGROUND) != 0 && !file_is_trifle(fb, io)) {
         return file_answer_known(fb, io);
     }
     if (file_cost(io) > *room || !file_may_nowait(fb, io)) {

@@ -3,9 +3,12 @@
  *
  * Guest requests that will not block are done inside submit: everything on
  * tmpfs, elsewhere what RWF_NOWAIT grants, as found out per file; at most
- * FILE_INLINE_BYTES per submit.  The rest, and all background requests, goes to
- * the context's pool of threads.  So do all reads and writes past the page cache
- * (BLKREPL_FILE_DIRECT), which always may block; tmpfs is no exception then.
+ * FILE_INLINE_BYTES per submit.  So are short background writes to tmpfs: old
+ * data that a guest's write made a backup save are still in this CPU's cache, and
+ * a thread that is woken for 64 KiB costs more than they do.  The rest, and all
+ * other background requests, goes to the context's pool of threads; so do all
+ * reads and writes past the page cache (BLKREPL_FILE_DIRECT), which always may
+ * block; tmpfs is no exception then.
  *
  *   READ     a file that was shortened behind our back: -EIO, not zeroes;
  *   WRITE    FUA is understood;

@@ -295,7 +295,7 @@ static void set_up_gated(struct fixture *f, struct gate *gate, bool in_memory)
 
 static void backend_file_gives_background_to_the_pool(void **state)
 {
-    static unsigned char data[65536];
+    static unsigned char data[65536 + 1]; /* one more than is done at once */
     struct io_request requests[3];
     blkrepl_io *ios[3];
     struct fixture f;
@@ -318,6 +318,44 @@ static void backend_file_gives_background_to_the_pool(void **state)
     assert_true(io_is_done(&requests[0]));
     gate_open(&gate);
     assert_int_equal(io_wait(&requests[2]), 0);
+    tear_down(&f);
+}
+
+/* Short writes to memory cost less than to wake a thread for them. */
+static void backend_file_does_short_writes_at_once(void **state)
+{
+    static unsigned char data[65536];
+    static unsigned char back[65536];
+    struct io_request request;
+    uint64_t seed = 1;
+    struct fixture f;
+    struct gate gate;
+
+    (void)state;
+    set_up_gated(&f, &gate, true);
+    io_fill(&seed, data, sizeof data);
+    io_init_data(&request, BLKREPL_OP_WRITE, 100, data, sizeof data);
+    request.io.flags = BLKREPL_IO_BACKGROUND;
+    io_submit(ops, f.fb, &request);
+    assert_true(io_is_done(&request));
+    assert_int_equal(request.result, 0);
+    assert_int_equal(io_data(ops, f.fb, BLKREPL_OP_READ, 100, back, sizeof back), 0);
+    assert_memory_equal(data, back, sizeof data);
+    io_init_data(&request, BLKREPL_OP_READ, 100, back, 1);
+    request.io.flags = BLKREPL_IO_BACKGROUND;
+    io_submit(ops, f.fb, &request);
+    assert_false(io_is_done(&request));
+    gate_open(&gate);
+    assert_int_equal(io_wait(&request), 0);
+    tear_down(&f);
+
+    set_up_gated(&f, &gate, false);
+    io_init_data(&request, BLKREPL_OP_WRITE, 100, data, 1);
+    request.io.flags = BLKREPL_IO_BACKGROUND;
+    io_submit(ops, f.fb, &request);
+    assert_false(io_is_done(&request)); /* not on a disk */
+    gate_open(&gate);
+    assert_int_equal(io_wait(&request), 0);
     tear_down(&f);
 }
 
@@ -418,7 +456,7 @@ static void backend_file_answers_known_status_at_once(void **state)
 
 static void backend_file_cancels_what_has_not_begun(void **state)
 {
-    static unsigned char data[65536];
+    static unsigned char data[65536 + 1]; /* one more than is done at once */
     struct io_request requests[2];
     struct fixture f;
     struct gate gate;
@@ -813,6 +851,7 @@ int main(void)
         cmocka_unit_test(backend_file_in_memory_does_guest_requests_at_once),
         cmocka_unit_test(backend_file_does_so_much_at_once_and_no_more),
         cmocka_unit_test(backend_file_gives_background_to_the_pool),
+        cmocka_unit_test(backend_file_does_short_writes_at_once),
         cmocka_unit_test(backend_file_spares_helpers),
         cmocka_unit_test(backend_file_on_disk_probes),
         cmocka_unit_test(backend_file_answers_known_status_at_once),
