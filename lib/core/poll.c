@@ -379,20 +379,27 @@ static int poll_quick(struct blkrepl_context *ctx, uint32_t number, uint64_t tim
 {
     struct delivery fetched[FETCH_MAX];
     struct lane *lane = &ctx->lanes[number];
-    int count;
+    int count = -1;
+    bool ours;
 
     pthread_mutex_lock(&lane->lock);
     RECORD(ENTER, number);
-    count = atomic_load(&lane->polling) == LANE_FREE ? poll_quick_fetch(ctx, lane, fetched) : -1;
-    if (count < 0 || (count == 0 && timeout_ns > 0)) {
-        pthread_mutex_unlock(&lane->lock);
-        return -1;
+    ours = atomic_load(&lane->polling) == LANE_FREE && !poll_slow_due(ctx, lane);
+    if (ours) {
+        blkrepl__lane_poll_begin(lane); /* what follows drops the lane's lock inside submit */
+        count = poll_quick_fetch(ctx, lane, fetched);
     }
-    blkrepl__lane_poll_begin(lane);
     pthread_mutex_unlock(&lane->lock);
-    lane_disarm(lane);
-    deliveries_run(ctx, fetched, count);
-    blkrepl__lane_poll_end(lane);
+    if (count == 0 && timeout_ns > 0) {
+        count = -1;
+    }
+    if (count >= 0) {
+        lane_disarm(lane);
+        deliveries_run(ctx, fetched, count);
+    }
+    if (ours) {
+        blkrepl__lane_poll_end(lane);
+    }
     return count;
 }
 
