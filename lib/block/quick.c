@@ -506,12 +506,12 @@ void blkrepl__quick_resume(struct blkrepl_image *image)
         image->slow_left = SLOW_AGAIN;
         return;
     }
+    port->guest_in_flight = 0;
+    blkrepl__port_quick_begin(port, in_flight); /* from the first on they may end */
     for (link = image->guests.next; link != &image->guests; link = next) {
         next = link->next;
         quick_convert(CONTAINER_OF(link, struct guest, image_link));
     }
-    port->guest_in_flight = 0;
-    blkrepl__port_quick_begin(port, in_flight);
     atomic_store(&port->quick, true);
 }
 
