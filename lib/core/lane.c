@@ -140,7 +140,9 @@ static void lane_take_inbox(struct lane *lane)
 
 void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane)
 {
-    if (atomic_load_explicit(&lane->inbox, memory_order_relaxed) != NULL) {
+    /* Who turns an image has cleared `quick` of its requests, and then looks here; who
+     * completes one does it the other way round: one of them sees the other. */
+    if (atomic_load(&lane->inbox) != NULL) {
         lane_take_inbox(lane);
     }
     for (uint32_t i = 0; !list_empty(&lane->arrived); i++) {
