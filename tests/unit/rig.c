@@ -478,13 +478,20 @@ void script_go_slow(blkrepl_image *image)
     blkrepl__leave(image->ctx, 0);
 }
 
-blkrepl_image *script_open(struct script *script, struct rig *rig)
+blkrepl_image *script_open_quick(struct script *script, struct rig *rig)
 {
     blkrepl_image *image;
 
     script->ctx = rig->ctx;
     script->opened = true;
     assert_int_equal(blkrepl_image_open(rig->ctx, &script_ops, script, NULL, &image), 0);
+    return image;
+}
+
+blkrepl_image *script_open(struct script *script, struct rig *rig)
+{
+    blkrepl_image *image = script_open_quick(script, rig);
+
     script_go_slow(image);
     return image;
 }

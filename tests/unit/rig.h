@@ -126,6 +126,7 @@ extern const blkrepl_backend_ops script_ops;
 /* A disk of `bytes`, zeroes, with every opcode and no limits. */
 void script_init(struct script *script, uint64_t bytes);
 blkrepl_image *script_open(struct script *script, struct rig *rig);
+blkrepl_image *script_open_quick(struct script *script, struct rig *rig);
 /* Keep an image from the quick way, which has tests of its own. */
 void script_go_slow(blkrepl_image *image);
 /* Complete the nth request that waits; with 0 it is carried out. */
