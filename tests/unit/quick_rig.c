@@ -63,6 +63,7 @@ static void check_guest(const struct guest *guest)
     assert_false(list_linked(&guest->image_link));
     assert_false(range_live(&guest->range));
     assert_int_equal(list_linked(&guest->stripe_link), moving && guest_writes(guest));
+    assert_int_equal(guest->in_stripe, list_linked(&guest->stripe_link));
     assert_int_equal(list_linked(&guest->callback.link), guest->phase == GUEST_ENDED);
 }
 
