@@ -210,6 +210,32 @@ static void turn_and_back_leaves_brackets_theirs(void **state)
     quick_close(&b);
 }
 
+/* The token of a bracket that has ended means nothing to who has its slot next. */
+static void token_of_the_quick_way_is_over_with_its_bracket(void **state)
+{
+    struct quick_bench b;
+    struct done go;
+    struct done done;
+    uint64_t tokens[2];
+
+    (void)state;
+    quick_init(&b, &(blkrepl_context_options){.requests_max = 2}, DISK);
+    quick_open(&b);
+    b.disk.hold = EVERY;
+    for (uint64_t i = 0; i < 2; i++) {
+        assert_int_equal(quick_bracket(&b, 0, BLKREPL_OP_WRITE, 512 * i, 512, &go, &tokens[i]), 0);
+    }
+    assert_int_equal(blkrepl_write_end(b.rig.ctx, tokens[0], 0, NULL, 0, NULL), 0);
+    quick_write(&b, 0, 512, 512, &done); /* waits for the other bracket */
+    assert_false(is_quick(&b));
+    assert_int_equal(blkrepl_write_cancel(b.rig.ctx, tokens[0]), -ENOENT);
+    assert_int_equal(blkrepl_write_end(b.rig.ctx, tokens[1], 0, NULL, 0, NULL), 0);
+    script_end_all(&b.disk);
+    quick_poll_all(&b);
+    done_assert(&done, 0);
+    quick_close(&b);
+}
+
 #ifdef BLKREPL_HOOKS
 static struct quick_bench *racing;
 
@@ -520,6 +546,7 @@ int main(void)
         cmocka_unit_test(turn_takes_what_has_ended_and_is_not_told),
         cmocka_unit_test(turn_is_a_point_in_time),
         cmocka_unit_test(turn_and_back_leaves_brackets_theirs),
+        cmocka_unit_test(token_of_the_quick_way_is_over_with_its_bracket),
 #ifdef BLKREPL_HOOKS
         cmocka_unit_test(back_between_two_looks_at_a_bracket),
 #endif
