@@ -9,7 +9,8 @@
  * does ("leads"): callbacks of other requests of the lane may run inside the
  * call, and when it has what it wants it leaves the lead to the next sleeper.
  * While a blocking call leads, a poll of the lane answers -EBUSY; while the host
- * polls, blocking calls only sleep.
+ * polls, blocking calls only sleep.  Do not sleep on the descriptor of a lane in
+ * which threads block: who leads takes its signals.
  *
  * A call that finds all requests_max in use waits for room rather than answer
  * -EAGAIN; no event is posted for that.

@@ -97,7 +97,8 @@ struct lane {
     struct event_slot room;
     uint64_t armed_deadline_ns;
     bool event_turn; /* with callbacks_max 1: the next one is an event */
-    bool kicked;     /* a blocking poll must return */
+    bool kicked;     /* a blocking poll of the host must return */
+    bool led;        /* the poll that goes on is not the host's, but of a waiter */
     struct wake wake;
     /* Changed without the context's lock. */
     _Atomic(struct request *) inbox; /* completed requests, newest first */

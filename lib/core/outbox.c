@@ -225,7 +225,7 @@ static bool lane_slow_waits(const struct blkrepl_context *ctx, uint32_t number)
 {
     const struct lane *lane = &ctx->lanes[number];
 
-    if (!list_empty(&lane->events) || !list_empty(&lane->queues) || lane->kicked) {
+    if (!list_empty(&lane->events) || !list_empty(&lane->queues) || (lane->kicked && !lane->led)) {
         return true;
     }
     return number == 0 &&

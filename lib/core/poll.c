@@ -285,6 +285,13 @@ static bool poll_lead_over(struct lane *lane)
     return over;
 }
 
+/* The poll ends.  A wake that comes while a waiter leads is for the host's next one. */
+static void poll_unkick(struct lane *lane)
+{
+    lane->kicked = lane->kicked && lane->led;
+    lane->led = false;
+}
+
 static int poll_loop(struct blkrepl_context *ctx, uint32_t number, uint64_t timeout_ns)
 {
     uint64_t until_ns = BLKREPL_FOREVER;
@@ -299,9 +306,9 @@ static int poll_loop(struct blkrepl_context *ctx, uint32_t number, uint64_t time
     }
     for (;;) {
         ran = poll_round(ctx, number, &news);
-        if (news || lane->kicked || poll_lead_over(lane) || timeout_ns == 0 ||
+        if (news || (lane->kicked && !lane->led) || poll_lead_over(lane) || timeout_ns == 0 ||
             (until_ns != BLKREPL_FOREVER && blkrepl__now(ctx) >= until_ns)) {
-            lane->kicked = false;
+            poll_unkick(lane);
             return ran;
         }
         poll_idle(ctx, number, until_ns);
@@ -340,7 +347,7 @@ static int poll_fetch_last(struct blkrepl_context *ctx, uint32_t number, struct 
     }
     count = poll_fetch(lane, fetched, most);
     if (count > 0) {
-        lane->kicked = false;
+        poll_unkick(lane);
         blkrepl__leave_quietly(ctx);
     }
     return count;
@@ -456,6 +463,7 @@ void blkrepl__poll_lead(struct blkrepl_context *ctx, uint32_t number)
         blkrepl__lane_poll_end(lane);
     } else {
         blkrepl__enter(ctx);
+        lane->led = true;
         poll_entered(ctx, number, BLKREPL_FOREVER);
     }
     pthread_mutex_lock(&lane->lock);

@@ -141,6 +141,20 @@ static void a_wake_does_a_leader_no_harm(void **state)
     ASSERT_CODE(call_join(&read), 0);
 }
 
+/* A wake is for the host's polls: the call that leads meanwhile does not use it up. */
+static void a_leader_leaves_the_wake_to_the_host(void **state)
+{
+    struct call read = call_of(CALL_READ, 1, 0);
+
+    (void)state;
+    disk.hold = OPS_ALL;
+    start_asleep(&read);
+    ASSERT_CODE(blkrepl_poll_wake(env.ctx, 1), 0);
+    finish_at(0);
+    ASSERT_CODE(call_join(&read), 0);
+    ASSERT_CODE(blkrepl_poll(env.ctx, 1, BLKREPL_FOREVER), 0); /* returns */
+}
+
 static void who_sleeps_leads_when_the_host_stops_polling(void **state)
 {
     struct call calls[3];
@@ -379,6 +393,7 @@ int main(void)
         TEST(sleepers_return_while_another_leads),
         TEST(the_host_cannot_poll_while_a_call_leads),
         TEST(a_wake_does_a_leader_no_harm),
+        TEST(a_leader_leaves_the_wake_to_the_host),
         TEST(who_sleeps_leads_when_the_host_stops_polling),
         TEST(callbacks_of_others_run_in_the_call_that_leads),
         cmocka_unit_test(those_without_room_wait_for_it),
