@@ -37,8 +37,8 @@ static void arm_in_submit(void *user, const blkrepl_io *io)
 
 static void arming_does_not_rob_a_sleeper(void **state)
 {
-    struct bracket first;
-    struct req write, zeroes;
+    struct bracket first = {0};
+    struct req write = {0}, zeroes = {0};
     uint8_t block[BLOCK] = {1};
     pthread_t sleeper;
     int ran = 0;
@@ -76,7 +76,7 @@ static void *flush_and_wait(void *user)
 static void room_wakes_a_call_that_leads(void **state)
 {
     blkrepl_context_options options = {.struct_size = sizeof options, .requests_max = 1};
-    struct bracket bracket;
+    struct bracket bracket = {0};
     pthread_t sleeper;
     int answer = 1;
 
