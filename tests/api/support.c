@@ -3,6 +3,7 @@
 
 #define ROUNDS_MAX 200000
 #define POISON_BYTES 4096
+#define POISON_FREED_BYTES 16384
 
 static _Atomic uint64_t order_next = 1;
 
@@ -138,6 +139,8 @@ static void heap_free(void *user, void *memory)
 
     if (memory) {
         memcpy(&block, (uint8_t *)memory - sizeof block, sizeof block);
+        /* Whoever still looks there is to stumble. */
+        memset(memory, 0xdd, block.bytes < POISON_FREED_BYTES ? block.bytes : POISON_FREED_BYTES);
         free(block.start);
         heap_ends(user, false);
     }
