@@ -39,7 +39,7 @@ static void draw_info(struct disk *disk)
     }
     info->opcodes |= rng_chance(85) ? OPCODE(BLKREPL_OP_COPY_FROM) : 0;
     info->copy_domain = rng_chance(90) ? &domains[rng_chance(10)] : NULL;
-    info->copy_bytes_max = draw_limit(30, 1, 8) * (uint64_t)4096;
+    info->copy_bytes_max = draw_limit(50, 1, 4) * (uint64_t)4096;
     disk->copies_most = rng_chance(20) ? (uint32_t)rng_below(4) : UINT32_MAX;
     info->flags = rng_chance(40) ? BLKREPL_BACKEND_FUA : 0;
     if (disk->read_only) {
