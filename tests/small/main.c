@@ -160,8 +160,13 @@ static bool is_listed(const struct move *move)
 static int replay(const struct world *world, char *choices)
 {
     static struct move moves[MOVES_MAX];
-    struct theme theme = themes_short[0]; /* the wide menu */
+    struct theme theme = themes_short[0]; /* the wide menu, but where a world has its own */
 
+    for (const struct theme *own = themes_short; own->name != NULL; own++) {
+        if (own->world != NULL && strcmp(own->world, world->name) == 0) {
+            theme = *own;
+        }
+    }
     theme.ops_max = OPS_MAX;
     theme.faults_max = theme.late_max = theme.odd_max = UINT32_MAX;
     setvbuf(stdout, NULL, _IOLBF, 0);
