@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* disk.c - virtual disks that several threads use.
  *
- * A request is completed inside its submit, or waits for the thread that completes:
+ * A request is completed inside its submit, or waits for the threads that complete:
  * in any order, in batches.  Media are words that are read and written one by one,
  * without a lock, as a real disk would. */
 #include "threads.h"
@@ -296,7 +296,7 @@ bool vdisk_complete_one(uint64_t *rng)
     return request.disk != NULL;
 }
 
-/* The thread that completes: now and then it lets some more come in first. */
+/* A thread that completes: now and then it lets some more come in first. */
 void *vdisk_completer(void *actor)
 {
     bool stopped = false;
@@ -322,7 +322,7 @@ void vdisk_completer_stop(void)
 {
     pthread_mutex_lock(&queue_lock);
     queue_stopped = true;
-    pthread_cond_signal(&queue_filled);
+    pthread_cond_broadcast(&queue_filled);
     pthread_mutex_unlock(&queue_lock);
 }
 

@@ -180,25 +180,29 @@ static void run_alone(void)
 
 static void run_threads(void)
 {
-    pthread_t threads[GUESTS_MAX];
-    pthread_t completer;
+    pthread_t threads[GUESTS_MAX + COMPLETERS];
+    uint32_t guests = world.plan.guests;
 
-    MUST(pthread_create(&completer, NULL, vdisk_completer, record_actor(world.plan.guests + 1)) ==
-             0,
-         "no thread");
-    for (uint32_t i = 0; i < world.plan.guests; i++) {
+    for (uint32_t i = 0; i < COMPLETERS; i++) {
+        MUST(pthread_create(&threads[guests + i], NULL, vdisk_completer,
+                            record_actor(guests + 1 + i)) == 0,
+             "no thread");
+    }
+    for (uint32_t i = 0; i < guests; i++) {
         MUST(pthread_create(&threads[i], NULL, guest_thread, (void *)(uintptr_t)i) == 0,
              "no thread");
     }
     while (atomic_load(&world.guests_left) > 0) {
         control_step(true);
     }
-    for (uint32_t i = 0; i < world.plan.guests; i++) {
+    for (uint32_t i = 0; i < guests; i++) {
         pthread_join(threads[i], NULL);
     }
     wind_up(false);
     vdisk_completer_stop();
-    pthread_join(completer, NULL);
+    for (uint32_t i = 0; i < COMPLETERS; i++) {
+        pthread_join(threads[guests + i], NULL);
+    }
 }
 
 void live_run(void)

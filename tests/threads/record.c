@@ -16,7 +16,7 @@
 #include <string.h>
 #include <time.h>
 
-#define ACTORS (GUESTS_MAX + 2)
+#define ACTORS (GUESTS_MAX + 1 + COMPLETERS)
 
 _Thread_local struct recorder *me;
 

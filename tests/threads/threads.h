@@ -2,7 +2,7 @@
 /* threads.h - what the files of blkrepl-threads share.
  *
  * A run draws a plan from its seed, makes a context, lets guests, a control
- * thread and a thread that completes requests loose on it, and frees it.  Then,
+ * thread and threads that complete requests loose on it, and frees it.  Then,
  * with all threads joined, check.c looks at every byte, and replay.c makes the
  * same calls in the recorded order in the simulator's world.
  *
@@ -26,6 +26,7 @@
 #define VDISKS_MAX 5
 #define JOBS_MAX 6
 #define GUESTS_MAX 16
+#define COMPLETERS 2
 #define VDISK_BYTES_MAX (256u * 1024)
 #define VDISK_WORDS_MAX (VDISK_BYTES_MAX / 8)
 #define OP_BYTES_MAX 24576u
