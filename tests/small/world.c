@@ -149,8 +149,9 @@ const struct world worlds[] = {
      .zeroes_max = C,
      .requests_max = 1},
     {.name = "offload",
-     .about = "3 whole clusters; queues of 3, two workers, copies of 2 clusters; the target copies "
-              "from the source",
+     .about =
+         "3 whole clusters; queues of 3, two workers, copies of 2 clusters; the disks know READ, "
+         "WRITE and FLUSH, and the target copies from the source",
      .bytes = 3 * C,
      .target_bytes = 3 * C,
      .alignment = 1,
@@ -158,7 +159,9 @@ const struct world worlds[] = {
      .offload = 1,
      .workers = 2,
      .chunk = 2,
-     .requests_max = 4},
+     .plain = true,
+     .requests_max = 4,
+     .apart = true},
     {.name = "empty",
      .about = "disks of 0 bytes; queues of 1",
      .alignment = 1,
@@ -222,6 +225,7 @@ const struct theme themes_short[] = {
     {"life", "W1 Rh B1 WT K Kg cancel free closeS closeT shut", 3, 1, 1, 1, NULL},
     {"lanes", MENU_LANES, 3, 1, 1, 1, "lanes"},
     {"lane", MENU_LANES, 3, 1, 1, 1, "lane"},
+    {"offload", "W0 W1 Wh B1 K Kg cancel", 3, 1, 1, 1, "offload"},
     {.name = NULL},
 };
 
