@@ -16,7 +16,10 @@
  * -EAGAIN; no event is posted for that.
  *
  * On lane 0 such a call also moves jobs on while it leads, but only then: a host
- * that runs jobs sees to it that somebody polls lane 0 at all times.
+ * that runs jobs sees to it that somebody polls lane 0 at all times.  Best it has
+ * two lanes: lane 0 with a thread that polls, lane 1 for the threads that block.
+ *
+ * The handle of an image must not be closed while a call that uses it waits.
  *
  * The threads of the bundled file backend are started by the first request that
  * needs one, so a host may fork between opening its images and its first
@@ -109,7 +112,9 @@ BLKREPL_API int blkrepl_image_status_wait(blkrepl_image *image, uint32_t lane, u
  *
  * After a 0 do the write, then call blkrepl_write_end() with *token.  Another
  * thread may give it up meanwhile with blkrepl_write_cancel(): the answer is
- * then -ECANCELED, and *token is 0 whenever the answer is not 0.
+ * then -ECANCELED, and *token is 0 whenever the answer is not 0.  *token is
+ * written before the caller sleeps; that the other thread may read it there is
+ * the host's affair.
  *
  * Ownership:  the bracket keeps the image open until its end.
  * Thread:     see above.

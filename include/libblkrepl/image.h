@@ -327,7 +327,9 @@ typedef struct blkrepl_bracket {
  *
  * *token is written before `go` can run; it is never 0, and set to 0 when the
  * call is refused.  It is an id: using it twice, or after its end, is an error
- * and does no damage.
+ * and does no damage.  Whoever ends or cancels the bracket before begin has
+ * returned (from inside a submit, or another thread) knows more than the answer
+ * of begin: that tells how it stood.
  *
  * Ownership:  the bracket keeps the image open until its end.
  * Callbacks:  go, only after BLKREPL_WAIT: 0; -ECANCELED after
