@@ -148,6 +148,7 @@ void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane)
     for (uint32_t i = 0; !list_empty(&lane->arrived); i++) {
         if (i == ctx->completions_max || STRETCH(INBOX)) {
             atomic_store(&ctx->attention, true); /* the next entry goes on */
+            atomic_store(&ctx->recorded, true);  /* and is a poll of lane 0, if no other comes */
             return;
         }
         lane_end_request(ctx, lane, CONTAINER_OF(list_pop(&lane->arrived), struct request, link));

@@ -23,11 +23,11 @@ static uint8_t other_data[CLUSTER];
 static uint8_t read_data[2][BLOCK];
 static struct req held[2];
 
-static void open_disk(uint32_t depth, uint32_t align, unsigned flags)
+static void open_disk_bounded(uint32_t depth, uint32_t align, uint32_t completions_max)
 {
-    const blkrepl_context_options base = {.lane_count = LANES};
+    const blkrepl_context_options base = {.lane_count = LANES, .completions_max = completions_max};
 
-    env_open(&env, &base, flags);
+    env_open(&env, &base, 0);
     tape_init(&disk, SIZE);
     tape_init(&copy, SIZE);
     disk.lanes = LANES;
@@ -40,6 +40,11 @@ static void open_disk(uint32_t depth, uint32_t align, unsigned flags)
     job = NULL;
     fill(data, sizeof data, 0, 200);
     fill(other_data, sizeof other_data, 0, 201);
+}
+
+static void open_disk(uint32_t depth, uint32_t align)
+{
+    open_disk_bounded(depth, align, 0);
 }
 
 static void close_all(void)
@@ -88,7 +93,7 @@ static void a_queued_write_that_another_write_waits_for_goes_out(void **state)
     for (uint32_t depth = 1; depth <= 2; depth++) {
         struct req first = {0}, second = {0}, alone = {0};
 
-        open_disk(depth, 1, 0);
+        open_disk(depth, 1);
         fill_depth(depth);
         ASSERT_CODE(lane_write(&first, image, 2, 0, data, BLOCK), 0);
         ASSERT_CODE(lane_write(&alone, image, 2, CLUSTER, data, BLOCK), 0);
@@ -113,7 +118,7 @@ static void a_chain_of_writes_of_that_lane_goes_out(void **state)
     struct req chain[3] = {{0}}, last = {0};
 
     (void)state;
-    open_disk(1, 1, 0);
+    open_disk(1, 1);
     fill_depth(1);
     for (size_t i = 0; i < 3; i++) {
         ASSERT_CODE(lane_write(&chain[i], image, 2, i * BLOCK, data, 2 * BLOCK), 0);
@@ -133,7 +138,7 @@ static void a_write_in_pieces_goes_out(void **state)
     struct req first = {0}, second = {0};
 
     (void)state;
-    open_disk(1, 512, 0);
+    open_disk(1, 512);
     fill_depth(1);
     /* 100 bytes at either end are read, patched and written. */
     ASSERT_CODE(lane_write(&first, image, 2, 412, data, BLOCK + 200), 0);
@@ -155,7 +160,7 @@ static void buffers_that_others_wait_for_are_given_back(void **state)
     struct req waiter = {0};
 
     (void)state;
-    open_disk(1, 512, 0);
+    open_disk(1, 512);
     fill_depth(1);
     for (size_t i = 0; i < ARRAY_COUNT(users); i++) {
         ASSERT_CODE(lane_read(&users[i], image, 2, 1, other_data, 100), 0);
@@ -213,7 +218,7 @@ static void a_backup_ends_whatever_waits_on_it(void **state)
         struct bracket before = {0}, bracket = {0};
         uint8_t *expected;
 
-        open_disk(depth, 1, 0);
+        open_disk(depth, 1);
         ASSERT_CODE(lane_write(&over, image, 2, 9 * CLUSTER, data, BLOCK), 0);
         expected = tape_copy(&disk);
         fill_depth(depth);
@@ -244,7 +249,7 @@ static void a_go_that_made_way_for_a_copy_comes_after_it(void **state)
     struct bracket before = {0}, bracket = {0};
 
     (void)state;
-    open_disk(2, 1, 0);
+    open_disk(2, 1);
     ASSERT_CODE(lane_begin(&before, image, 1, WRITE, 7 * CLUSTER, BLOCK), 0);
     ASSERT_CODE(lane_begin(&bracket, image, 2, WRITE, 7 * CLUSTER, BLOCK), BLKREPL_WAIT);
     end(&before);
@@ -274,7 +279,7 @@ static void a_bracket_that_made_way_may_be_cancelled(void **state)
     struct bracket before = {0}, bracket = {0};
 
     (void)state;
-    open_disk(2, 1, 0);
+    open_disk(2, 1);
     ASSERT_CODE(lane_begin(&before, image, 1, WRITE, 0, BLOCK), 0);
     ASSERT_CODE(lane_begin(&bracket, image, 2, WRITE, 0, BLOCK), BLKREPL_WAIT);
     end(&before);
@@ -297,7 +302,7 @@ static void a_queued_read_of_old_data_goes_out(void **state)
     for (uint32_t depth = 1; depth <= 2; depth++) {
         struct req first = {0}, second = {0};
 
-        open_disk(depth, 1, 0);
+        open_disk(depth, 1);
         start_backup(true);
         drain_polled();
         fill_depth(depth);
@@ -340,7 +345,7 @@ static void a_sleeper_is_woken_when_its_write_may_go(void **state)
     struct req first = {0}, second = {0};
 
     (void)state;
-    open_disk(8, 1, 0);
+    open_disk(8, 1);
     disk.hold = BIT(WRITE);
     ASSERT_CODE(lane_write(&first, image, 2, 0, data, BLOCK), 0);
     ASSERT_CODE(lane_write(&second, image, 1, 0, other_data, BLOCK), 0);
@@ -359,7 +364,7 @@ static void a_sleeper_is_woken_when_there_is_room_at_the_backend(void **state)
     struct req first = {0}, second = {0};
 
     (void)state;
-    open_disk(1, 1, 0);
+    open_disk(1, 1);
     disk.hold = BIT(READ);
     ASSERT_CODE(lane_read(&first, image, 2, 0, data, BLOCK), 0);
     ASSERT_CODE(lane_read(&second, image, 1, 0, other_data, BLOCK), 0);
@@ -379,7 +384,7 @@ static void a_sleeper_is_woken_when_a_copy_may_go(void **state)
     uint8_t *expected;
 
     (void)state;
-    open_disk(8, 1, 0);
+    open_disk(8, 1);
     disk.hold = BIT(WRITE);
     ASSERT_CODE(lane_write(&write, image, 2, 0, data, BLOCK), 0);
     start_backup(false);
@@ -395,6 +400,46 @@ static void a_sleeper_is_woken_when_a_copy_may_go(void **state)
     close_all();
 }
 
+/* A host that polls only what it is told to. */
+static void poll_what_is_readable(void)
+{
+    uint64_t deadline;
+    bool polled = true;
+
+    while (polled) {
+        polled = false;
+        for (uint32_t lane = 0; lane < 2; lane++) {
+            while (readable(lane)) {
+                do {
+                    blkrepl_poll(env.ctx, lane, 0);
+                } while (blkrepl_poll_arm(env.ctx, lane, &deadline) == 1);
+                polled = true;
+            }
+        }
+    }
+}
+
+/* More than one entry may handle: what is left is not forgotten. */
+static void a_sleeper_is_woken_for_all_that_was_completed(void **state)
+{
+    struct req reqs[4] = {{0}}, last = {0};
+
+    (void)state;
+    open_disk_bounded(8, 1, 1);
+    disk.hold = BIT(WRITE);
+    for (size_t i = 0; i < 4; i++) {
+        ASSERT_CODE(lane_write(&reqs[i], image, 2, i * CLUSTER, data, BLOCK), 0);
+    }
+    ASSERT_CODE(lane_write(&last, image, 1, 3 * CLUSTER, other_data, BLOCK), 0);
+    arm_polled();
+    disk.hold = 0;
+    tape_finish_all(&disk, WRITE, 0);
+    poll_what_is_readable();
+    req_assert_done(&last, 0);
+    assert_int_equal(lane_drain(&env, 2), 4);
+    close_all();
+}
+
 /* ---- The end ------------------------------------------------------------------------ */
 
 static void free_runs_the_callbacks_of_all_lanes(void **state)
@@ -403,7 +448,7 @@ static void free_runs_the_callbacks_of_all_lanes(void **state)
     struct bracket before = {0}, bracket = {0};
 
     (void)state;
-    open_disk(1, 1, 0);
+    open_disk(1, 1);
     for (uint32_t lane = 0; lane < LANES; lane++) {
         ASSERT_CODE(lane_write(&reqs[lane], image, lane, 0, data, BLOCK), 0);
     }
@@ -445,6 +490,7 @@ int main(void)
         cmocka_unit_test(a_sleeper_is_woken_when_its_write_may_go),
         cmocka_unit_test(a_sleeper_is_woken_when_there_is_room_at_the_backend),
         cmocka_unit_test(a_sleeper_is_woken_when_a_copy_may_go),
+        cmocka_unit_test(a_sleeper_is_woken_for_all_that_was_completed),
         cmocka_unit_test(free_runs_the_callbacks_of_all_lanes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
