@@ -357,7 +357,7 @@ static void lanes_part_draw(void)
     uint32_t count = rng_chance(40) ? 1 : (uint32_t)rng_between(2, LANES_MAX);
     uint32_t unpolled = rng_chance(35) ? 1 + (uint32_t)rng_below(60) % (LANES_MAX - 1) : LANE_NONE;
 
-    o->sleepy = rng_chance(25) && !sim_without(FAULT_SLEEP);
+    o->sleepy = rng_chance(unpolled < count ? 60 : 25) && !sim_without(FAULT_SLEEP);
     o->context.lane_count = sim_without(FAULT_LANES) ? 1 : count;
     sim.unpolled =
         unpolled < o->context.lane_count && !sim_without(FAULT_UNPOLLED) ? unpolled : LANE_NONE;
