@@ -67,6 +67,50 @@ static void hook_puts_off_and_loses_nothing(void **state)
     script_fini(&disk);
 }
 
+/* Not script_open(), which turns the image to the slow way. */
+static blkrepl_image *open_quick(struct script *disk, struct rig *rig)
+{
+    blkrepl_image *image;
+
+    disk->ctx = rig->ctx;
+    disk->opened = true;
+    assert_int_equal(blkrepl_image_open(rig->ctx, &script_ops, disk, NULL, &image), 0);
+    return image;
+}
+
+/* The first batch is left for later, and no poll goes the quick way. */
+static bool stretch_polls(enum stretch_site site)
+{
+    return site == STRETCH_POLL || (site == STRETCH_OUTBOX && asked[site]++ == 0);
+}
+
+/* What a quick call has left is also given away by polls that are not quick. */
+static void hook_leaves_quick_requests_to_any_poll(void **state)
+{
+    struct rig rig = {0};
+    struct script disk;
+    struct done done;
+    blkrepl_completion completion = done_of(&done);
+    blkrepl_image *image;
+
+    (void)state;
+    rig_open(&rig, NULL);
+    script_init(&disk, 1u << 16);
+    image = open_quick(&disk, &rig);
+    memset(asked, 0, sizeof asked);
+    blkrepl_poll(rig.ctx, 0, 0); /* nothing else asks for the slow way */
+    blkrepl__stretch_hook = stretch_polls;
+    assert_int_equal(blkrepl_image_flush(image, 0, &completion), 0);
+    assert_int_equal(asked[STRETCH_OUTBOX], 1);
+    blkrepl_poll(rig.ctx, 0, 0);
+    blkrepl_poll(rig.ctx, 0, 0);
+    done_assert(&done, 0);
+    blkrepl__stretch_hook = NULL;
+    blkrepl_image_close(image);
+    rig_close(&rig);
+    script_fini(&disk);
+}
+
 static unsigned entries[RECORD_WOKEN + 1];
 
 static void count_entry(enum record_entry entry, uint32_t lane)
@@ -75,7 +119,7 @@ static void count_entry(enum record_entry entry, uint32_t lane)
     entries[entry]++;
 }
 
-/* Each call enters once; what it gives to a backend, or calls back, it comes back from. */
+/* A quick call enters once; what it gives to a backend, or calls back, it comes back from. */
 static void hook_records_entries(void **state)
 {
     struct rig rig = {0};
@@ -87,7 +131,8 @@ static void hook_records_entries(void **state)
     (void)state;
     rig_open(&rig, NULL);
     script_init(&disk, 1u << 16);
-    image = script_open(&disk, &rig);
+    image = open_quick(&disk, &rig);
+    blkrepl_poll(rig.ctx, 0, 0); /* nothing asks for the slow way */
     memset(entries, 0, sizeof entries);
     blkrepl__record_hook = count_entry;
     assert_int_equal(blkrepl_image_flush(image, 0, &completion), 0);
@@ -111,6 +156,7 @@ int main(void)
         cmocka_unit_test(hook_that_is_not_set_stretches_nothing),
         cmocka_unit_test(hook_is_asked_for_the_place_where_it_stands),
         cmocka_unit_test(hook_puts_off_and_loses_nothing),
+        cmocka_unit_test(hook_leaves_quick_requests_to_any_poll),
         cmocka_unit_test(hook_records_entries),
     };
 
