@@ -49,6 +49,7 @@ enum stretch_site {
  * enter: what a call does before its first entry depends on nothing that others do. */
 enum record_entry {
     RECORD_ENTER, /* a call begins */
+    RECORD_PASS,  /* it has done nothing yet, lets go, and enters otherwise */
     RECORD_BACK,  /* it comes back from code of the host */
     RECORD_WOKEN  /* a poll has slept */
 };

@@ -266,6 +266,8 @@ bool blkrepl__quick_call(struct blkrepl_image *image, const struct guest_call *c
         blkrepl__port_submit_quick(ctx, quick_queue(guest), guest->request);
         lane->inside--;
         tell = lane_quick_waits(lane);
+    } else {
+        RECORD(PASS, call->lane);
     }
     pthread_mutex_unlock(&lane->lock);
     if (tell) {
@@ -302,6 +304,9 @@ bool blkrepl__quick_begin(struct blkrepl_image *image, const blkrepl_bracket *wh
             *token = guest->token;
         }
     }
+    if (guest == NULL) {
+        RECORD(PASS, what->lane);
+    }
     pthread_mutex_unlock(&lane->lock);
     if (guest != NULL) {
         blkrepl__quick_attend(image->ctx, what->lane);
@@ -335,6 +340,9 @@ bool blkrepl__quick_end(struct blkrepl_context *ctx, uint64_t token)
             blkrepl__lane_slot_put(lane, guest->request);
             tell = lane->room_due;
         }
+    }
+    if (!quick) {
+        RECORD(PASS, (uint32_t)(lane - ctx->lanes));
     }
     pthread_mutex_unlock(&lane->lock);
     if (tell) {

@@ -40,8 +40,13 @@ static void entered(enum record_entry kind, uint32_t lane)
     if (me == NULL || me->open == NULL) {
         return;
     }
+    if (kind == RECORD_PASS) {
+        me->open->ticket = me->open->ticket == me->entered ? 0 : me->open->ticket;
+        return;
+    }
     if (me->open->ticket == 0) {
         me->open->ticket = stamp();
+        me->entered = me->open->ticket;
     } else if (kind == RECORD_WOKEN || (kind == RECORD_ENTER && is_blocking(me->open))) {
         /* Not by record_call(): the call is open.  What enters twice is one entry, the first. */
         record_note(ENTRY_WOKEN, me->open->lane, 0, 0, 0, 0);
@@ -126,6 +131,7 @@ struct entry *record_call(enum entry_kind kind, uint32_t lane, uint32_t object, 
         entry->ticket = stamp();
     }
     me->open = entry;
+    me->entered = 0;
     return entry;
 }
 

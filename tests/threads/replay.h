@@ -24,8 +24,8 @@ void replay_enter(enum doing kind, uint32_t lane);
 void replay_leave(void);
 /* The host was told something: in an exact replay the next of the log. */
 void replay_observed(enum entry_kind kind, uint32_t object, uint64_t a, uint64_t b, int answer);
-/* A call has answered; `right`: so that it agrees with the order of entries. */
-void replay_compare(const struct entry *entry, int answer, bool right);
+/* A call has answered: the same, if it is an exact replay. */
+void replay_compare(const struct entry *entry, int answer);
 /* A call cannot be made here. */
 void replay_differs(const struct entry *entry, const char *why);
 /* Go on without the log: complete, poll all lanes. */
