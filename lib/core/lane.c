@@ -147,8 +147,8 @@ void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane)
     }
     for (uint32_t i = 0; !list_empty(&lane->arrived); i++) {
         if (i == ctx->completions_max || STRETCH(INBOX)) {
+            atomic_store(&ctx->recorded, true);  /* a poll of lane 0, if nobody else comes */
             atomic_store(&ctx->attention, true); /* the next entry goes on */
-            atomic_store(&ctx->recorded, true);  /* and is a poll of lane 0, if no other comes */
             return;
         }
         lane_end_request(ctx, lane, CONTAINER_OF(list_pop(&lane->arrived), struct request, link));
@@ -166,8 +166,8 @@ void blkrepl__lane_pass_on(struct blkrepl_context *ctx, struct request *request)
     /* If the slot is somebody else's by now the request has been seen to. */
     others = !atomic_load(&request->quick);
     if (others) {
-        atomic_store(&ctx->attention, true);
         atomic_store(&ctx->recorded, true);
+        atomic_store(&ctx->attention, true);
         others = atomic_load(&request->awaited) || atomic_load(&ctx->starved) > 0;
     }
     if (!lane_wake(lane) && others) {

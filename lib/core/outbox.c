@@ -146,8 +146,9 @@ static void advance_some(struct blkrepl_context *ctx)
 
     /* What is recorded after this calls for attention again. */
     if (atomic_load_explicit(&ctx->attention, memory_order_relaxed)) {
-        atomic_store(&ctx->recorded, false);
+        /* In the other order than they are set: `recorded` is never left alone. */
         attention = atomic_exchange(&ctx->attention, ctx->shut);
+        atomic_store(&ctx->recorded, false);
     }
     for (uint32_t i = 0; i < ctx->lane_count; i++) {
         inbox_collect(ctx, &ctx->lanes[i], attention);

@@ -60,6 +60,8 @@ static void lane_collects_within_the_bound_and_in_order(void **state)
     collect(&b, 0);
     collect(&b, 0);
     assert_int_equal(quick_guest(&b, 4)->phase, GUEST_ENDED);
+    assert_true(atomic_load(&ctx->recorded)); /* if need be that of a poll of lane 0 */
+    atomic_store(&ctx->recorded, false);
     atomic_store(&ctx->attention, false);
     collect(&b, 0);
     assert_false(atomic_load(&ctx->attention));
