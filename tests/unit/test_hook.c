@@ -119,7 +119,8 @@ static void count_entry(enum record_entry entry, uint32_t lane)
     entries[entry]++;
 }
 
-/* A quick call enters once, another one a second time; what it gives to a backend, or calls back, it comes back from. */
+/* A quick call enters once, another one a second time; what it gives to a backend, or
+ * calls back, it comes back from. */
 static void hook_records_entries(void **state)
 {
     struct rig rig = {0};
