@@ -3,6 +3,8 @@
 
 #include "unit/quick_rig.h"
 
+#include "base/hook.h"
+
 #include <poll.h>
 
 #define DISK MIB
@@ -316,6 +318,48 @@ static void arm_needs_only_its_lane(void **state)
     quick_close(&b);
 }
 
+#ifdef BLKREPL_HOOKS
+static struct quick_bench *racing;
+
+static void race_attention(enum record_entry entry, uint32_t lane)
+{
+    (void)entry;
+    (void)lane;
+    blkrepl__record_hook = NULL;
+    atomic_store(&racing->rig.ctx->attention, true);
+}
+
+/* Something comes up while it waits for the lane's lock: the slow way looks. */
+static void arm_looks_once_more(void **state)
+{
+    struct quick_bench b;
+
+    (void)state;
+    bench_open(&b, &(blkrepl_context_options){.lane_count = 2});
+    racing = &b;
+    blkrepl__record_hook = race_attention;
+    assert_int_equal(arm(&b, 1), 0); /* there is nothing for this lane */
+    assert_null(blkrepl__record_hook);
+    assert_true(atomic_load(&b.rig.ctx->lanes[1].armed));
+    quick_poll_all(&b);
+    quick_close(&b);
+}
+#endif
+
+static void context_is_not_freed_under_a_thread_of_the_quick_way(void **state)
+{
+    struct quick_bench b;
+
+    (void)state;
+    bench_open(&b, &(blkrepl_context_options){.lane_count = 2});
+    blkrepl_image_close(b.image);
+    b.rig.ctx->lanes[1].inside = 1;
+    assert_int_equal(blkrepl_context_free(b.rig.ctx), -EBUSY);
+    b.rig.ctx->lanes[1].inside = 0;
+    rig_close(&b.rig);
+    script_fini(&b.disk);
+}
+
 static void lane_says_what_waits_for_it(void **state)
 {
     struct quick_bench b;
@@ -389,6 +433,10 @@ int main(void)
         cmocka_unit_test(poll_of_a_lane_that_is_polled_is_refused),
         cmocka_unit_test(poll_of_a_lane_that_has_more_to_do_is_a_slow_one),
         cmocka_unit_test(arm_needs_only_its_lane),
+#ifdef BLKREPL_HOOKS
+        cmocka_unit_test(arm_looks_once_more),
+#endif
+        cmocka_unit_test(context_is_not_freed_under_a_thread_of_the_quick_way),
         cmocka_unit_test(lane_says_what_waits_for_it),
         cmocka_unit_test(lane_has_its_own_slots),
     };

@@ -302,9 +302,11 @@ static void queue_that_is_held_is_let_go(void **state)
     bench_open(&b, 2, 4);
     made_reset(0);
     b.disk.inside = turn_inside;
+    b.disk.hold = 1u << BLKREPL_OP_WRITE; /* so that no completion does it */
     quick_write(&b, 0, 0, 512, &done);
     assert_false(atomic_load(&quick_port(&b)->guest[0].held));
     assert_int_equal(b.disk.note_count, 3);
+    script_end_all(&b.disk);
     assert_int_equal(b.disk.notes[1].opcode, BLKREPL_OP_READ);
     assert_int_equal(b.disk.notes[2].opcode, BLKREPL_OP_STATUS);
     quick_check(&b);

@@ -466,6 +466,7 @@ static void quick_call_without_a_slot_turns_nothing(void **state)
     c = done_of(&done[1]);
     assert_int_equal(blkrepl_image_flush(b.image, 1, &c), -EAGAIN);
     done_assert_rejected(&done[1]);
+    assert_int_equal(blkrepl_image_flush(b.image, 1, NULL), -EAGAIN);
     assert_int_equal(quick_bracket(&b, 1, BLKREPL_OP_FLUSH, 0, 0, &done[1], &token), -EAGAIN);
     assert_true(is_quick(&b));
     assert_int_equal(rig_events(&b.rig, BLKREPL_EVENT_ROOM), 0);

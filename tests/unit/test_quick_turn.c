@@ -249,6 +249,34 @@ static void race_back(enum record_entry entry, uint32_t lane)
     blkrepl__quick_resume(racing->image);
 }
 
+static struct request *turning;
+
+/* Another thread has turned the image while this one waited for the lane's lock. */
+static void race_turn(enum record_entry entry, uint32_t lane)
+{
+    (void)entry;
+    (void)lane;
+    atomic_store(&turning->quick, false);
+}
+
+static void turn_between_two_looks_at_a_bracket(void **state)
+{
+    struct quick_bench b;
+    struct done go;
+    uint64_t token;
+
+    (void)state;
+    bench_open(&b, 2, 4);
+    assert_int_equal(quick_bracket(&b, 1, BLKREPL_OP_WRITE, 0, 512, &go, &token), 0);
+    turning = quick_guest(&b, 8)->request;
+    blkrepl__record_hook = race_turn;
+    assert_false(blkrepl__quick_end(b.rig.ctx, token));
+    blkrepl__record_hook = NULL;
+    atomic_store(&turning->quick, true);
+    assert_true(blkrepl__quick_end(b.rig.ctx, token));
+    quick_close(&b);
+}
+
 static void back_between_two_looks_at_a_bracket(void **state)
 {
     struct quick_bench b;
@@ -356,7 +384,7 @@ static void back_that_was_refused_is_tried_again(void **state)
 /* One thing at a time that stands against it; `on` again takes it away. */
 enum {
     AGAINST_GUEST = 12,
-    AGAINST = 25
+    AGAINST = 26
 };
 
 static void against_image(struct quick_bench *b, int what, bool on)
@@ -407,6 +435,7 @@ static void against_guest(struct quick_bench *b, int what, bool on)
         id = on ? atomic_load(&request->live_id) : id;
         atomic_store(&request->live_id, on ? 0 : id);
         break;
+    case 24: write->beside = on; break;
     default: flush->piece = on ? PIECE_DIRECT : PIECE_FLUSH; break;
     }
 }
@@ -548,6 +577,7 @@ int main(void)
         cmocka_unit_test(turn_and_back_leaves_brackets_theirs),
         cmocka_unit_test(token_of_the_quick_way_is_over_with_its_bracket),
 #ifdef BLKREPL_HOOKS
+        cmocka_unit_test(turn_between_two_looks_at_a_bracket),
         cmocka_unit_test(back_between_two_looks_at_a_bracket),
 #endif
         cmocka_unit_test(back_takes_what_is_in_flight),
