@@ -65,6 +65,7 @@ static void lane_collects_within_the_bound_and_in_order(void **state)
     assert_true(atomic_load(&ctx->recorded)); /* if need be that of a poll of lane 0 */
     atomic_store(&ctx->recorded, false);
     atomic_store(&ctx->attention, false);
+    atomic_store(&ctx->recorded, false);
     collect(&b, 0);
     assert_false(atomic_load(&ctx->attention));
     quick_poll_all(&b);

@@ -1,10 +1,25 @@
 /* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
 #include "core/wait.h"
 
 #include "unit/rig.h"
 
 #include "block/image.h"
 #include "core/lane.h"
+#include "unit/fault.h"
+
+static struct fault cond_fault;
+
+int pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attributes)
+{
+    int (*real)(pthread_cond_t * cond, const pthread_condattr_t *attributes);
+
+    if (fault_due(&cond_fault)) {
+        return cond_fault.err;
+    }
+    fault_real(&real, "pthread_cond_init", "pthread_cond_init");
+    return real(cond, attributes);
+}
 
 struct bench {
     struct rig rig;
@@ -72,6 +87,8 @@ static void who_waits_is_counted(void **state)
     blkrepl__waiter_fini(&waiter);
     assert_int_equal(atomic_load(&b.lane->blocked), 0);
     assert_int_equal(blkrepl__waiter_init(&waiter, b.rig.ctx, 1), -EINVAL);
+    cond_fault = (struct fault){.err = ENOMEM, .times = 1};
+    assert_int_equal(blkrepl__waiter_init(&waiter, b.rig.ctx, 0), -ENOMEM);
     assert_int_equal(atomic_load(&b.lane->blocked), 0);
     bench_close(&b);
 }
