@@ -109,13 +109,19 @@ void blkrepl__lane_slot_put(struct lane *lane, struct request *request)
 }
 
 /* One request that its backend has completed. */
-static void lane_end_request(struct blkrepl_context *ctx, struct lane *lane,
-                             struct request *request)
+static void lane_end_request(struct lane *lane, struct request *request)
 {
     if (atomic_load_explicit(&request->quick, memory_order_relaxed)) {
         request->quick_ended(request);
     } else {
         list_append(&lane->returned, &request->link);
+    }
+}
+
+/* Call for an entry that takes what is returned. */
+static void lane_call_for_slow(struct blkrepl_context *ctx, const struct lane *lane)
+{
+    if (UNLIKELY(!list_empty(&lane->returned))) {
         atomic_store(&ctx->attention, true);
     }
 }
@@ -138,7 +144,8 @@ static void lane_take_inbox(struct lane *lane)
     }
 }
 
-void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane)
+/* End what was completed, within the bound. */
+static void lane_collect(struct blkrepl_context *ctx, struct lane *lane)
 {
     /* Who turns an image has cleared `quick` of its requests, and then looks here; who
      * completes one does it the other way round: one of them sees the other. */
@@ -151,8 +158,23 @@ void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane)
             atomic_store(&ctx->attention, true); /* the next entry goes on */
             return;
         }
-        lane_end_request(ctx, lane, CONTAINER_OF(list_pop(&lane->arrived), struct request, link));
+        lane_end_request(lane, CONTAINER_OF(list_pop(&lane->arrived), struct request, link));
     }
+}
+
+void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane)
+{
+    lane_collect(ctx, lane);
+    lane_call_for_slow(ctx, lane);
+}
+
+void blkrepl__lane_collect_slow(struct blkrepl_context *ctx, struct lane *lane,
+                                struct list *returned)
+{
+    pthread_mutex_lock(&lane->lock);
+    lane_collect(ctx, lane);
+    list_splice(returned, &lane->returned);
+    pthread_mutex_unlock(&lane->lock);
 }
 
 void blkrepl__lane_pass_on(struct blkrepl_context *ctx, struct request *request)
@@ -184,10 +206,11 @@ void blkrepl__lane_collect_frame(struct blkrepl_context *ctx, struct lane *lane,
         struct request *next = request->inbox_next;
 
         if (&ctx->lanes[request->io.lane] == lane) {
-            lane_end_request(ctx, lane, request);
+            lane_end_request(lane, request);
         } else {
             blkrepl__lane_pass_on(ctx, request);
         }
         request = next;
     }
+    lane_call_for_slow(ctx, lane);
 }

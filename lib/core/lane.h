@@ -55,7 +55,11 @@ void blkrepl__lane_slot_put(struct lane *lane, struct request *request);
 /* End the quick requests that were completed; others are put on `returned`, and
  * attention is called for.  With the lane's lock. */
 void blkrepl__lane_collect(struct blkrepl_context *ctx, struct lane *lane);
-/* The same for what was completed inside a submit of this lane's thread. */
+/* The same for an entry of the slow way, which takes the others.  With the context's
+ * lock; takes the lane's. */
+void blkrepl__lane_collect_slow(struct blkrepl_context *ctx, struct lane *lane,
+                                struct list *returned);
+/* The first for what was completed inside a submit of this lane's thread. */
 void blkrepl__lane_collect_frame(struct blkrepl_context *ctx, struct lane *lane,
                                  const struct host_frame *frame);
 

@@ -71,10 +71,7 @@ static void inbox_collect(struct blkrepl_context *ctx, struct lane *lane, bool a
     if (!attention && atomic_load_explicit(&lane->inbox, memory_order_relaxed) == NULL) {
         return;
     }
-    pthread_mutex_lock(&lane->lock);
-    blkrepl__lane_collect(ctx, lane);
-    list_splice(&ctx->completed, &lane->returned);
-    pthread_mutex_unlock(&lane->lock);
+    blkrepl__lane_collect_slow(ctx, lane, &ctx->completed);
 }
 
 /* One of those that became ready; false if there is none. */
