@@ -222,6 +222,31 @@ void blkrepl__quick_attend(struct blkrepl_context *ctx, uint32_t lane)
     }
 }
 
+/* What needs attention concerns other images as a rule: it is advanced before the
+ * lane is entered, so that this image need not turn.  Returns whether there was
+ * something. */
+static bool quick_attend_first(struct blkrepl_image *image, uint32_t lane)
+{
+    struct blkrepl_context *ctx = image->ctx;
+
+    if (LIKELY(!atomic_load(&ctx->attention)) || !atomic_load(&image->leaf->port.quick)) {
+        return false;
+    }
+    blkrepl__enter(ctx);
+    blkrepl__leave(ctx, lane);
+    return true;
+}
+
+/* With the lane's lock: the call begins. */
+static void quick_entered(uint32_t lane, bool attended)
+{
+    (void)lane;
+    if (attended) {
+        RECORD(PASS, lane);
+    }
+    RECORD(ENTER, lane);
+}
+
 /* Whether the request is one that a backend takes in one piece, and that waits
  * for nobody if no job looks on. */
 static bool quick_fits(const struct blkrepl_image *image, const struct guest_call *call)
@@ -252,12 +277,14 @@ bool blkrepl__quick_call(struct blkrepl_image *image, const struct guest_call *c
     struct lane *lane = &ctx->lanes[call->lane];
     struct guest *guest;
     bool tell = false;
+    bool attended;
 
     if (!quick_fits(image, call)) {
         return false;
     }
+    attended = quick_attend_first(image, call->lane);
     pthread_mutex_lock(&lane->lock);
-    RECORD(ENTER, call->lane);
+    quick_entered(call->lane, attended);
     blkrepl__lane_collect(ctx, lane);
     guest = quick_accept(image, call, done);
     if (guest != NULL) {
@@ -283,13 +310,15 @@ bool blkrepl__quick_begin(struct blkrepl_image *image, const blkrepl_bracket *wh
 {
     struct lane *lane = &image->ctx->lanes[what->lane];
     struct guest *guest = NULL;
+    bool attended;
 
     if (what->opcode != BLKREPL_OP_FLUSH &&
         !quick_narrow(what->offset, what->offset + what->bytes)) {
         return false;
     }
+    attended = quick_attend_first(image, what->lane);
     pthread_mutex_lock(&lane->lock);
-    RECORD(ENTER, what->lane);
+    quick_entered(what->lane, attended);
     blkrepl__lane_collect(image->ctx, lane);
     if (quick_open(image)) {
         guest = quick_take(image, what->lane);

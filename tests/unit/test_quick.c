@@ -194,21 +194,83 @@ static void quick_needs_what_the_backend_declares(void **state)
     quick_close(&b);
 }
 
+/* What goes on elsewhere, with a job for instance, does not turn an image. */
+static void quick_call_attends_to_others_first(void **state)
+{
+    struct quick_bench b;
+    struct script disk;
+    blkrepl_image *slow;
+    struct done done[2];
+    struct done go;
+    blkrepl_completion c;
+    uint64_t token;
+
+    (void)state;
+    bench_open(&b, 2, 8);
+    script_init(&disk, DISK);
+    disk.hold = EVERY;
+    slow = script_open(&disk, &b.rig);
+    for (int i = 0; i < 4; i++) {
+        c = done_of(&done[0]);
+        assert_int_equal(blkrepl_image_flush(slow, 1, &c), 0);
+        script_end_all(&disk);
+        assert_true(atomic_load(&b.rig.ctx->attention));
+        if (i % 2 == 0) {
+            quick_read(&b, 0, 0, 512, &done[1]);
+        } else {
+            assert_int_equal(quick_bracket(&b, 0, BLKREPL_OP_WRITE, 0, 512, &go, &token), 0);
+        }
+        assert_true(is_quick(&b));
+        assert_false(atomic_load(&b.rig.ctx->attention));
+        assert_int_equal(i % 2 == 1 ? blkrepl_write_end(b.rig.ctx, token, 0, NULL, 0, NULL) : 0, 0);
+        quick_poll_all(&b);
+        done_assert(&done[0], 0);
+        done_assert(&done[1], 0);
+    }
+    blkrepl_image_close(slow);
+    quick_close(&b);
+    script_fini(&disk);
+}
+
+#ifdef BLKREPL_HOOKS
+static struct quick_bench *racing;
+
+static void race_attention(enum record_entry entry, uint32_t lane)
+{
+    (void)entry;
+    (void)lane;
+    blkrepl__record_hook = NULL;
+    atomic_store(&racing->rig.ctx->attention, true);
+}
+
+/* But what comes up after that does. */
 static void quick_is_nothing_while_there_is_attention(void **state)
 {
     struct quick_bench b;
     struct done done;
+    struct done go;
+    uint64_t token;
 
     (void)state;
     bench_open(&b, 1, 8);
-    atomic_store(&b.rig.ctx->attention, true);
+    racing = &b;
+    blkrepl__record_hook = race_attention;
     quick_read(&b, 0, 0, 512, &done);
     assert_false(is_quick(&b));
     assert_false(atomic_load(&b.rig.ctx->attention));
     quick_poll_all(&b);
     done_assert(&done, 0);
+    assert_true(quick_back(&b));
+    blkrepl__record_hook = race_attention;
+    assert_int_equal(quick_bracket(&b, 0, BLKREPL_OP_WRITE, 0, 512, &go, &token), 0);
+    assert_false(is_quick(&b));
+    atomic_store(&b.rig.ctx->attention, true); /* an image that is slow attends later */
+    quick_read(&b, 0, 4096, 512, &done);
+    assert_int_equal(blkrepl_write_end(b.rig.ctx, token, 0, NULL, 0, NULL), 0);
+    quick_poll_all(&b);
     quick_close(&b);
 }
+#endif
 
 /* Who comes by the quick way lets what needs attention advance. */
 static void attend_inside(struct script *script)
@@ -409,11 +471,6 @@ static void quick_bracket_lies_in_one_stripe(void **state)
     assert_int_equal(quick_bracket(&b, 0, BLKREPL_OP_WRITE, 512, 0, &go, &token), 0);
     assert_false(is_quick(&b)); /* no bytes: no range */
     assert_int_equal(blkrepl_write_end(b.rig.ctx, token, 0, NULL, 0, NULL), 0);
-    assert_true(quick_back(&b));
-    atomic_store(&b.rig.ctx->attention, true);
-    assert_int_equal(quick_bracket(&b, 0, BLKREPL_OP_WRITE, 0, 512, &go, &token), 0);
-    assert_false(is_quick(&b));
-    assert_int_equal(blkrepl_write_end(b.rig.ctx, token, 0, NULL, 0, NULL), 0);
     quick_close(&b);
 }
 
@@ -561,9 +618,10 @@ int main(void)
         cmocka_unit_test(quick_submit_runs_without_a_lock),
         cmocka_unit_test(quick_is_what_is_one_aligned_piece),
         cmocka_unit_test(quick_needs_what_the_backend_declares),
-        cmocka_unit_test(quick_is_nothing_while_there_is_attention),
+        cmocka_unit_test(quick_call_attends_to_others_first),
         cmocka_unit_test(quick_call_attends),
 #ifdef BLKREPL_HOOKS
+        cmocka_unit_test(quick_is_nothing_while_there_is_attention),
         cmocka_unit_test(quick_way_can_be_held_back),
 #endif
         cmocka_unit_test(quick_writes_that_do_not_overlap_do_not_meet),
