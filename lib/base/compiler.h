@@ -38,4 +38,8 @@
 _Noreturn void blkrepl__check_failed(const char *what, const char *file, int line);
 _Noreturn void blkrepl__unreachable(const char *file, int line);
 
+/* Stands at the end of elements that threads change each for itself: neighbours
+ * share no cache line then, wherever the array begins. */
+#define APART unsigned char apart[128]
+
 #endif

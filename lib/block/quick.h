@@ -28,6 +28,7 @@
 struct quick_stripe {
     pthread_mutex_t lock; /* taken last; not needed where there is one lane */
     struct list writes;   /* struct guest.stripe_link */
+    APART;
 };
 
 /* Set up an image's stripes; returns false if there is no memory. */

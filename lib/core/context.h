@@ -108,6 +108,7 @@ struct lane {
     atomic_bool slow_due;            /* a poll of the lane has to take the context's lock */
     atomic_uint completing;          /* threads inside blkrepl_io_complete */
     atomic_uint blocked;             /* threads inside a blocking call */
+    APART;
 };
 
 struct blkrepl_context {

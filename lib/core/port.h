@@ -44,6 +44,7 @@ struct port_queue {
     struct list quick;      /* requests */
     struct list quick_link; /* on the lane's quick_queues */
     uint32_t places;        /* at the backend, kept for the next requests */
+    APART;
 };
 
 struct port {
