@@ -225,15 +225,18 @@ void blkrepl__quick_attend(struct blkrepl_context *ctx, uint32_t lane)
 /* What needs attention concerns other images as a rule: it is advanced before the
  * lane is entered, so that this image need not turn.  Returns whether there was
  * something. */
-static bool quick_attend_first(struct blkrepl_image *image, uint32_t lane)
+static bool quick_attend_first(struct blkrepl_image *image)
 {
     struct blkrepl_context *ctx = image->ctx;
 
     if (LIKELY(!atomic_load(&ctx->attention)) || !atomic_load(&image->leaf->port.quick)) {
         return false;
     }
+    /* Nothing of the host runs before the request is accepted: what there is to give
+     * away is left to polls. */
     blkrepl__enter(ctx);
-    blkrepl__leave(ctx, lane);
+    blkrepl__advance(ctx);
+    blkrepl__leave_quietly(ctx);
     return true;
 }
 
@@ -282,7 +285,7 @@ bool blkrepl__quick_call(struct blkrepl_image *image, const struct guest_call *c
     if (!quick_fits(image, call)) {
         return false;
     }
-    attended = quick_attend_first(image, call->lane);
+    attended = quick_attend_first(image);
     pthread_mutex_lock(&lane->lock);
     quick_entered(call->lane, attended);
     blkrepl__lane_collect(ctx, lane);
@@ -316,7 +319,7 @@ bool blkrepl__quick_begin(struct blkrepl_image *image, const blkrepl_bracket *wh
         !quick_narrow(what->offset, what->offset + what->bytes)) {
         return false;
     }
-    attended = quick_attend_first(image, what->lane);
+    attended = quick_attend_first(image);
     pthread_mutex_lock(&lane->lock);
     quick_entered(what->lane, attended);
     blkrepl__lane_collect(image->ctx, lane);
