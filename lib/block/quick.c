@@ -285,6 +285,7 @@ bool blkrepl__quick_call(struct blkrepl_image *image, const struct guest_call *c
     if (!quick_fits(image, call)) {
         return false;
     }
+    blkrepl__error_begin();
     attended = quick_attend_first(image);
     pthread_mutex_lock(&lane->lock);
     quick_entered(call->lane, attended);
@@ -319,6 +320,7 @@ bool blkrepl__quick_begin(struct blkrepl_image *image, const blkrepl_bracket *wh
         !quick_narrow(what->offset, what->offset + what->bytes)) {
         return false;
     }
+    blkrepl__error_begin();
     attended = quick_attend_first(image);
     pthread_mutex_lock(&lane->lock);
     quick_entered(what->lane, attended);

@@ -19,6 +19,7 @@
 #include <pthread.h>
 
 #include "base/alloc.h"
+#include "core/error.h"
 #include "core/event.h"
 #include "core/log.h"
 #include "core/pool.h"
@@ -218,6 +219,7 @@ struct host_frame {
     bool submitting;
     struct request *first; /* completed inside this frame, oldest first */
     struct request *last;
+    struct error_kept error; /* what the host's own calls do not overwrite */
 };
 void blkrepl__host_enter(struct host_frame *frame, const struct blkrepl_context *ctx);
 void blkrepl__host_leave(struct host_frame *frame);

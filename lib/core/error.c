@@ -9,7 +9,31 @@
 #include <stdio.h>
 #include <string.h>
 
-static _Thread_local char error_message[256];
+static _Thread_local char error_message[ERROR_MESSAGE_BYTES];
+/* It is of the call that this thread is still inside of. */
+static _Thread_local bool error_fresh;
+
+void blkrepl__error_begin(void)
+{
+    error_fresh = false;
+}
+
+void blkrepl__error_keep(struct error_kept *kept)
+{
+    kept->fresh = error_fresh;
+    if (UNLIKELY(error_fresh)) {
+        memcpy(kept->message, error_message, sizeof error_message);
+    }
+    error_fresh = false;
+}
+
+void blkrepl__error_give_back(const struct error_kept *kept)
+{
+    if (UNLIKELY(kept->fresh)) {
+        memcpy(error_message, kept->message, sizeof error_message);
+    }
+    error_fresh = kept->fresh;
+}
 
 int blkrepl__fail(int code, const char *format, ...)
 {
@@ -18,6 +42,7 @@ int blkrepl__fail(int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(error_message, sizeof error_message, format, args);
     va_end(args);
+    error_fresh = true;
     return code;
 }
 
@@ -29,6 +54,7 @@ int blkrepl__fail_code(int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(error_message, sizeof error_message, format, args);
     va_end(args);
+    error_fresh = true;
     used = strlen(error_message);
     snprintf(error_message + used, sizeof error_message - used, ": %s", blkrepl_error_text(code));
     return code;

@@ -19,13 +19,19 @@ static _Thread_local struct host_frame *host_frames;
 
 void blkrepl__host_enter(struct host_frame *frame, const struct blkrepl_context *ctx)
 {
-    *frame = (struct host_frame){.ctx = ctx, .outer = host_frames};
+    frame->ctx = ctx;
+    frame->outer = host_frames;
+    frame->submitting = false;
+    frame->first = NULL;
+    frame->last = NULL;
+    blkrepl__error_keep(&frame->error);
     host_frames = frame;
 }
 
 void blkrepl__host_leave(struct host_frame *frame)
 {
     host_frames = frame->outer;
+    blkrepl__error_give_back(&frame->error);
 }
 
 bool blkrepl__host_inside(const struct blkrepl_context *ctx)
@@ -59,6 +65,7 @@ void blkrepl__completion_release(const struct blkrepl_context *ctx, const blkrep
 
 void blkrepl__enter(struct blkrepl_context *ctx)
 {
+    blkrepl__error_begin();
     pthread_mutex_lock(&ctx->lock);
     RECORD(ENTER, 0);
     ctx->inside++;

@@ -101,9 +101,33 @@ static void error_message_belongs_to_its_thread(void **state)
     assert_string_equal(blkrepl_error_message(), "mine");
 }
 
+/* The host's calls from inside a call that has failed do not take its message. */
+static void message_of_a_call_is_kept_around_code_of_the_host(void **state)
+{
+    struct error_kept kept;
+
+    (void)state;
+    blkrepl__error_begin();
+    blkrepl__fail(-EINVAL, "ours");
+    blkrepl__error_keep(&kept);
+    blkrepl__fail(-EIO, "theirs");
+    blkrepl__error_give_back(&kept);
+    assert_string_equal(blkrepl_error_message(), "ours");
+    blkrepl__error_begin(); /* a call that does not fail */
+    blkrepl__error_keep(&kept);
+    blkrepl__fail(-EIO, "theirs");
+    blkrepl__error_give_back(&kept);
+    assert_string_equal(blkrepl_error_message(), "theirs");
+    blkrepl__error_keep(&kept); /* nor does the next callback take it */
+    blkrepl__fail(-EIO, "last");
+    blkrepl__error_give_back(&kept);
+    assert_string_equal(blkrepl_error_message(), "last");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(message_of_a_call_is_kept_around_code_of_the_host),
         cmocka_unit_test(error_fail_records_its_text_and_returns_the_code),
         cmocka_unit_test(error_fail_code_appends_the_text_of_the_code),
         cmocka_unit_test(error_message_that_is_too_long_is_cut_and_terminated),
