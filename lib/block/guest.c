@@ -459,9 +459,7 @@ int blkrepl__guest_no_room(struct blkrepl_image *image, uint32_t lane,
 
     /* A blocking call waits for room by itself. */
     if (done == NULL || done->fn != blkrepl__waiter_done) {
-        pthread_mutex_lock(&ctx->lanes[lane].lock);
-        ctx->lanes[lane].room_wanted = true;
-        pthread_mutex_unlock(&ctx->lanes[lane].lock);
+        blkrepl__lane_want_room(&ctx->lanes[lane]);
     }
     return blkrepl__fail(-EAGAIN, "image \"%s\": all %" PRIu32 " requests are in use", image->name,
                          ctx->requests_max);

@@ -95,6 +95,14 @@ struct request *blkrepl__lane_slot_take(struct lane *lane)
     return blkrepl__request_take(&lane->requests);
 }
 
+/* The event ROOM is to be posted by the next poll. */
+static void lane_room_due(struct lane *lane)
+{
+    lane->room_wanted = false;
+    lane->room_due = true;
+    atomic_store(&lane->slow_due, true);
+}
+
 void blkrepl__lane_slot_put(struct lane *lane, struct request *request)
 {
     blkrepl__request_put(&lane->requests, request);
@@ -102,10 +110,19 @@ void blkrepl__lane_slot_put(struct lane *lane, struct request *request)
         blkrepl__waiter_room(lane);
     }
     if (UNLIKELY(lane->room_wanted)) {
-        lane->room_wanted = false;
-        lane->room_due = true;
-        atomic_store(&lane->slow_due, true);
+        lane_room_due(lane);
     }
+}
+
+void blkrepl__lane_want_room(struct lane *lane)
+{
+    pthread_mutex_lock(&lane->lock);
+    lane->room_wanted = true;
+    /* The last slots may have come free since the look, and none ever after. */
+    if (lane->requests.used < lane->requests.count) {
+        lane_room_due(lane);
+    }
+    pthread_mutex_unlock(&lane->lock);
 }
 
 /* One request that its backend has completed. */

@@ -51,6 +51,9 @@ int blkrepl__lane_deliver_quick(struct lane *lane, struct delivery *out, int mos
 struct request *blkrepl__lane_slot_take(struct lane *lane);
 /* Give it back, and see to those who want one.  With the lane's lock. */
 void blkrepl__lane_slot_put(struct lane *lane, struct request *request);
+/* There was none: ROOM is posted when there is.  With the context's lock; takes
+ * the lane's. */
+void blkrepl__lane_want_room(struct lane *lane);
 
 /* End the quick requests that were completed; others are put on `returned`, and
  * attention is called for.  With the lane's lock. */

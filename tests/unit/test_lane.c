@@ -421,6 +421,30 @@ static void lane_has_its_own_slots(void **state)
     quick_close(&b);
 }
 
+/* The last slots come free on the quick way, between the look for one and the wish. */
+static void lane_tells_of_room_that_came_before_it_was_wished_for(void **state)
+{
+    struct quick_bench b;
+    struct blkrepl_context *ctx;
+    struct request *slot;
+
+    (void)state;
+    bench_open(&b, &(blkrepl_context_options){.lane_count = 2, .requests_max = 1});
+    ctx = b.rig.ctx;
+    slot = blkrepl__lane_slot_take(&ctx->lanes[1]);
+    assert_null(blkrepl__lane_slot_take(&ctx->lanes[1]));
+    blkrepl__lane_want_room(&ctx->lanes[1]); /* there is none: later */
+    assert_true(ctx->lanes[1].room_wanted && !ctx->lanes[1].room_due);
+    blkrepl__lane_slot_put(&ctx->lanes[1], slot);
+    quick_poll(&b, 1);
+    assert_int_equal(rig_events(&b.rig, BLKREPL_EVENT_ROOM), 1);
+    blkrepl__lane_want_room(&ctx->lanes[1]); /* there is one by now */
+    assert_false(ctx->lanes[1].room_wanted);
+    quick_poll(&b, 1);
+    assert_int_equal(rig_events(&b.rig, BLKREPL_EVENT_ROOM), 2);
+    quick_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -440,6 +464,7 @@ int main(void)
         cmocka_unit_test(context_is_not_freed_under_a_thread_of_the_quick_way),
         cmocka_unit_test(lane_says_what_waits_for_it),
         cmocka_unit_test(lane_has_its_own_slots),
+        cmocka_unit_test(lane_tells_of_room_that_came_before_it_was_wished_for),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
