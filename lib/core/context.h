@@ -77,6 +77,8 @@ enum lane_polling {
     LANE_AWAITED /* and somebody sleeps who would lead if nobody polled */
 };
 
+struct waiter;
+
 struct lane {
     pthread_mutex_t lock; /* taken after the context's, if both are */
     /* Changed under the lane's lock. */
@@ -90,8 +92,9 @@ struct lane {
     struct list room_waiters; /* of these, the ones that want a request slot */
     uint32_t inside;          /* threads on the quick way */
     bool room_wanted;
-    bool room_due;  /* the event ROOM is to be posted */
-    bool lead_over; /* there is room for the one who leads */
+    bool room_due;         /* the event ROOM is to be posted */
+    struct waiter *leader; /* who polls the lane in a blocking call, or has just done so */
+    bool lead_over;        /* there is room for that one */
     /* Changed under the context's lock. */
     struct list events; /* struct event_slot */
     struct list queues; /* guest queues ready to be submitted */

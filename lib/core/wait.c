@@ -53,6 +53,17 @@ void blkrepl__waiter_done(void *user, int result)
     pthread_mutex_unlock(&lane->lock);
 }
 
+/* Its poll is over, and another waiter may lead already: what that one is told stays. */
+static void wait_lead_end(const struct waiter *waiter)
+{
+    struct lane *lane = waiter->lane;
+
+    if (lane->leader == waiter) {
+        lane->leader = NULL;
+        lane->lead_over = false;
+    }
+}
+
 /* Sleep while somebody polls, poll while nobody does; with the lane's lock. */
 static void wait_until_done(struct waiter *waiter)
 {
@@ -66,10 +77,10 @@ static void wait_until_done(struct waiter *waiter)
         if (atomic_load(&lane->polling) == LANE_FREE) {
             /* The lane's lock is kept until this poll has begun: nobody else's may
              * end what this thread then sleeps for. */
-            waiter->leads = true;
-            blkrepl__poll_lead(waiter->ctx, number);
-            waiter->leads = false;
+            lane->leader = waiter;
             lane->lead_over = false;
+            blkrepl__poll_lead(waiter->ctx, number);
+            wait_lead_end(waiter);
         } else if (atomic_compare_exchange_strong(&lane->polling, &polled, LANE_AWAITED) ||
                    polled == LANE_AWAITED) {
             pthread_cond_wait(&waiter->wake, &lane->lock);
@@ -106,7 +117,7 @@ void blkrepl__waiter_room(struct lane *lane)
 
     waiter->done = true;
     pthread_cond_signal(&waiter->wake);
-    if (waiter->leads) { /* the slot may be freed outside of its poll */
+    if (lane->leader == waiter) { /* the slot may be freed outside of its poll */
         lane->lead_over = true;
         lane_wake(lane);
     }

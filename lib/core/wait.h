@@ -15,7 +15,6 @@ struct waiter {
     struct lane *lane;
     pthread_cond_t wake; /* with the lane's lock */
     bool done;
-    bool leads; /* it is polling the lane */
     int result;
 };
 

@@ -348,6 +348,9 @@ static void those_who_wait_for_room_learn_of_the_end(void **state)
     for (unsigned i = 0; i < THREADS; i++) {
         calls[i] = call_of(CALL_READ, 1, i);
         call_start(&calls[i]);
+        if (i == 0) {
+            tape_await(&disk, 1);
+        }
         call_until_asleep(&calls[i]);
     }
     ASSERT_CODE(blkrepl_context_free(env.ctx), -EBUSY);
@@ -357,6 +360,34 @@ static void those_who_wait_for_room_learn_of_the_end(void **state)
         ASSERT_CODE(call_join(&calls[i]), -ESHUTDOWN);
     }
     close_scene();
+}
+
+/* The same at any moment of theirs: on the way in, asleep, about to lead. */
+static void room_and_lead_pass_on_at_any_moment(void **state)
+{
+    struct call calls[THREADS];
+
+    (void)state;
+    for (int round = 0; round < (quick() ? 50 : 1000); round++) {
+        open_scene(1);
+        disk.hold = OPS_ALL;
+        for (unsigned i = 0; i < THREADS; i++) {
+            calls[i] = call_of(CALL_READ, 1, i);
+            call_start(&calls[i]);
+            if (i == 0) {
+                tape_await(&disk, 1);
+            }
+            for (volatile int n = (round * 37 + (int)i * 101) % 3000; n > 0; n--) {
+            }
+        }
+        ASSERT_CODE(blkrepl_context_free(env.ctx), -EBUSY);
+        finish_at(0);
+        ASSERT_CODE(call_join(&calls[0]), 0);
+        for (unsigned i = 1; i < THREADS; i++) {
+            ASSERT_CODE(call_join(&calls[i]), -ESHUTDOWN);
+        }
+        close_scene();
+    }
 }
 
 static struct call leaving[2];
@@ -418,6 +449,7 @@ int main(void)
         cmocka_unit_test(a_context_is_not_freed_under_a_call_that_returns),
         cmocka_unit_test(the_end_of_a_bracket_makes_room),
         cmocka_unit_test(those_who_wait_for_room_learn_of_the_end),
+        cmocka_unit_test(room_and_lead_pass_on_at_any_moment),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

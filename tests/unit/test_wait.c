@@ -142,7 +142,7 @@ static void the_leader_is_told_of_room(void **state)
     bench_open(&b, 1);
     uint64_t token = begin_bracket(&b);
     waiter_line_up(&b, &leader);
-    leader.leads = true;
+    b.lane->leader = &leader;
     end_bracket(&b, token);
     assert_true(leader.done && b.lane->lead_over);
     assert_true(blkrepl__lane_busy(b.rig.ctx, 0)); /* its poll does not sleep */

@@ -67,7 +67,7 @@ static void wait_returns_the_result(void **state)
     assert_int_equal(atomic_load(&lane_of(&b)->blocked), 1);
     flush_of(&b, &waiter);
     assert_int_equal(blkrepl__wait(&waiter), -EIO); /* by a poll of its own */
-    assert_false(waiter.leads || lane_of(&b)->lead_over);
+    assert_false(lane_of(&b)->leader != NULL || lane_of(&b)->lead_over);
     assert_true(list_empty(&lane_of(&b)->waiters));
     assert_int_equal(atomic_load(&lane_of(&b)->polling), LANE_FREE);
     blkrepl__waiter_fini(&waiter);
@@ -191,7 +191,7 @@ static void room_goes_to_the_first_who_wants_it(void **state)
         waiter_open(&b, &waiters[i]);
         list_append(&lane->room_waiters, &waiters[i].room);
     }
-    waiters[1].leads = true;
+    lane->leader = &waiters[1];
     pthread_mutex_lock(&lane->lock);
     blkrepl__lane_slot_put(lane, blkrepl__lane_slot_take(lane));
     assert_true(waiters[0].done && !waiters[1].done);
@@ -260,6 +260,45 @@ static void who_leads_while_it_waits_for_room_is_told(void **state)
     quick_close(&b);
 }
 
+struct follower {
+    struct waiter own;  /* its request ends while it leads */
+    struct waiter next; /* leads by then, and gets room */
+};
+
+static void follow(void *user, int result)
+{
+    struct follower *f = user;
+    struct lane *lane = f->own.lane;
+
+    blkrepl__waiter_done(&f->own, result);
+    pthread_mutex_lock(&lane->lock);
+    lane->leader = &f->next;
+    list_append(&lane->room_waiters, &f->next.room);
+    blkrepl__waiter_room(lane);
+    pthread_mutex_unlock(&lane->lock);
+}
+
+/* A leader's poll is over before it has the lane's lock again. */
+static void who_has_led_leaves_alone_what_the_next_is_told(void **state)
+{
+    struct quick_bench b;
+    struct follower f;
+    blkrepl_completion done = {.fn = follow, .user = &f};
+
+    (void)state;
+    bench_open(&b, 4);
+    waiter_open(&b, &f.own);
+    waiter_open(&b, &f.next);
+    assert_int_equal(blkrepl_image_flush(b.image, 1, &done), 0);
+    assert_int_equal(blkrepl__wait(&f.own), 0);
+    assert_true(f.next.done && lane_of(&b)->lead_over);
+    lane_of(&b)->lead_over = false;
+    lane_of(&b)->leader = NULL;
+    blkrepl__waiter_fini(&f.own);
+    blkrepl__waiter_fini(&f.next);
+    quick_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -271,6 +310,7 @@ int main(void)
         cmocka_unit_test(room_goes_to_the_first_who_wants_it),
         cmocka_unit_test(room_is_not_passed_on_where_there_is_none),
         cmocka_unit_test(who_leads_while_it_waits_for_room_is_told),
+        cmocka_unit_test(who_has_led_leaves_alone_what_the_next_is_told),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
