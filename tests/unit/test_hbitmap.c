@@ -146,11 +146,18 @@ static uint64_t naive_next(const struct pair *p, uint64_t from, uint64_t end, un
 
 static void pair_search(const struct pair *p, uint64_t from, uint64_t end)
 {
+    uint64_t first;
+    uint64_t stop;
+
     if (blkrepl__hbitmap_next_set(&p->map, from, end) != naive_next(p, from, end, 1)) {
         pair_fail(p, "next_set differs", from);
     }
     if (blkrepl__hbitmap_next_clear(&p->map, from, end) != naive_next(p, from, end, 0)) {
         pair_fail(p, "next_clear differs", from);
+    }
+    first = blkrepl__hbitmap_next_run(&p->map, from, end, &stop);
+    if (first != naive_next(p, from, end, 1) || stop != naive_next(p, first, end, 0)) {
+        pair_fail(p, "next_run differs", from);
     }
 }
 
