@@ -44,6 +44,8 @@ BLKREPL_BEGIN_DECLS
 typedef struct blkrepl_context blkrepl_context;
 /** A disk: see image.h. */
 typedef struct blkrepl_image blkrepl_image;
+/** Which parts of a disk may have changed: see bitmap.h. */
+typedef struct blkrepl_bitmap blkrepl_bitmap;
 /** A background operation: see job.h. */
 typedef struct blkrepl_job blkrepl_job;
 

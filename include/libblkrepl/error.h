@@ -18,7 +18,9 @@ enum blkrepl_error {
     /** Not possible in the object's present state. */
     BLKREPL_ERR_STATE = -10001,
     /** The caller uses a feature of a newer release than this library. */
-    BLKREPL_ERR_VERSION = -10002
+    BLKREPL_ERR_VERSION = -10002,
+    /** Data that the library keeps does not make sense. */
+    BLKREPL_ERR_CORRUPT = -10005
 };
 
 /**

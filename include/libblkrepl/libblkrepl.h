@@ -50,6 +50,7 @@
 #include <libblkrepl/backend.h>
 #include <libblkrepl/backup.h>
 #include <libblkrepl/base.h>
+#include <libblkrepl/bitmap.h>
 #include <libblkrepl/blocking.h>
 #include <libblkrepl/context.h>
 #include <libblkrepl/error.h>

@@ -221,6 +221,42 @@ NEXT(blkrepl_job_info, name, message);
 NEXT(blkrepl_job_info, message, offloaded_bytes);
 LAST(blkrepl_job_info, offloaded_bytes, 464);
 
+FIRST(blkrepl_bitmap_options, struct_size);
+NEXT(blkrepl_bitmap_options, struct_size, flags);
+NEXT(blkrepl_bitmap_options, flags, bytes);
+NEXT(blkrepl_bitmap_options, bytes, granularity_bytes);
+NEXT(blkrepl_bitmap_options, granularity_bytes, name);
+NEXT(blkrepl_bitmap_options, name, user);
+LAST(blkrepl_bitmap_options, user, 40);
+
+FIRST(blkrepl_bitmap_info, struct_size);
+NEXT(blkrepl_bitmap_info, struct_size, flags);
+NEXT(blkrepl_bitmap_info, flags, id);
+NEXT(blkrepl_bitmap_info, id, image_id);
+NEXT(blkrepl_bitmap_info, image_id, bytes);
+NEXT(blkrepl_bitmap_info, bytes, granularity_bytes);
+NEXT(blkrepl_bitmap_info, granularity_bytes, dirty_granules);
+NEXT(blkrepl_bitmap_info, dirty_granules, dirty_bytes);
+NEXT(blkrepl_bitmap_info, dirty_bytes, since_bytes);
+NEXT(blkrepl_bitmap_info, since_bytes, user);
+NEXT(blkrepl_bitmap_info, user, name);
+LAST(blkrepl_bitmap_info, name, 1096);
+
+FIRST(blkrepl_area, offset);
+NEXT(blkrepl_area, offset, bytes);
+LAST(blkrepl_area, bytes, 16);
+
+FIRST(blkrepl_bitmap_action, struct_size);
+NEXT(blkrepl_bitmap_action, struct_size, type);
+NEXT(blkrepl_bitmap_action, type, bitmap);
+NEXT(blkrepl_bitmap_action, bitmap, image);
+NEXT(blkrepl_bitmap_action, image, options);
+NEXT(blkrepl_bitmap_action, options, sources);
+NEXT(blkrepl_bitmap_action, sources, out);
+NEXT(blkrepl_bitmap_action, out, source_count);
+NEXT(blkrepl_bitmap_action, source_count, reserved0);
+LAST(blkrepl_bitmap_action, reserved0, 56);
+
 /* These never change, whatever is appended later. */
 SAME(BLKREPL_CONTEXT_OPTIONS_V1_BYTES, 96);
 SAME(BLKREPL_ALLOCATOR_V1_BYTES, 72);
@@ -229,8 +265,11 @@ SAME(BLKREPL_BACKEND_OPS_V1_BYTES, 40);
 SAME(BLKREPL_IMAGE_OPTIONS_V1_BYTES, 40);
 SAME(BLKREPL_FILE_OPTIONS_V1_BYTES, 24);
 SAME(BLKREPL_BRACKET_V1_BYTES, 32);
+SAME(BLKREPL_BITMAP_OPTIONS_V1_BYTES, 40);
+SAME(BLKREPL_BITMAP_ACTION_V1_BYTES, 56);
 SAME(BLKREPL_BACKUP_OPTIONS_V1_BYTES, 96);
 SAME(BLKREPL_IMAGE_INFO_V1_BYTES, 120);
+SAME(BLKREPL_BITMAP_INFO_V1_BYTES, 1096);
 SAME(BLKREPL_JOB_INFO_V1_BYTES, 456);
 SAME(BLKREPL_BACKEND_INFO_V1_BYTES, 56);
 

@@ -19,10 +19,13 @@
 #define BLKREPL_IMAGE_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_image_options, reserved0)
 #define BLKREPL_FILE_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_file_options, queue_depth)
 #define BLKREPL_BRACKET_V1_BYTES ABI_BYTES_TO(blkrepl_bracket, flags)
+#define BLKREPL_BITMAP_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_bitmap_options, user)
+#define BLKREPL_BITMAP_ACTION_V1_BYTES ABI_BYTES_TO(blkrepl_bitmap_action, reserved0)
 #define BLKREPL_BACKUP_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_backup_options, reserved0)
 
 /* Structs that go out, and the one that a backend fills for us. */
 #define BLKREPL_IMAGE_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_image_info, name)
+#define BLKREPL_BITMAP_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_bitmap_info, name)
 #define BLKREPL_JOB_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_job_info, message)
 #define BLKREPL_BACKEND_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_backend_info, cluster_bytes)
 

@@ -159,7 +159,7 @@ static uint32_t bracket_lane(const struct blkrepl_context *ctx, uint64_t token)
 }
 
 /* The end of a bracket that did not go the quick way when it was looked at. */
-static int bracket_end(struct blkrepl_context *ctx, uint64_t token)
+static int bracket_end(struct blkrepl_context *ctx, uint64_t token, int result)
 {
     struct guest *guest;
     uint32_t lane = 0;
@@ -169,8 +169,8 @@ static int bracket_end(struct blkrepl_context *ctx, uint64_t token)
     guest = blkrepl__guest_of_token(ctx, token);
     if (guest != NULL && guest->phase == GUEST_GO) {
         lane = guest->lane;
-        blkrepl__guest_end_bracket(guest);
-    } else if (!blkrepl__quick_end(ctx, token)) { /* its image may have gone back to it */
+        blkrepl__guest_end_bracket(guest, &result);
+    } else if (!blkrepl__quick_end(ctx, token, &result)) { /* its image may have gone back to it */
         rc = blkrepl__fail(-ENOENT, "write_end: no bracket with this token has its GO");
     }
     blkrepl__leave(ctx, lane);
@@ -189,10 +189,10 @@ int blkrepl_write_end(blkrepl_context *ctx, uint64_t token, int result, const bl
         return blkrepl__fail(-EINVAL, "write_end: %s",
                              ctx == NULL ? "context is NULL" : "the result is positive");
     }
-    if (blkrepl__quick_end(ctx, token)) {
+    if (blkrepl__quick_end(ctx, token, &result)) {
         blkrepl__quick_attend(ctx, bracket_lane(ctx, token));
     } else {
-        rc = bracket_end(ctx, token);
+        rc = bracket_end(ctx, token, result);
     }
     blkrepl__completion_release(ctx, done);
     return rc;
@@ -206,18 +206,18 @@ int blkrepl_write_cancel(blkrepl_context *ctx, uint64_t token)
     if (ctx == NULL) {
         return blkrepl__fail(-EINVAL, "write_cancel: context is NULL");
     }
-    if (blkrepl__quick_end(ctx, token)) {
+    if (blkrepl__quick_end(ctx, token, NULL)) {
         blkrepl__quick_attend(ctx, bracket_lane(ctx, token));
         return 0;
     }
     blkrepl__enter(ctx);
     guest = blkrepl__guest_of_token(ctx, token);
-    if (blkrepl__quick_end(ctx, token)) {
+    if (blkrepl__quick_end(ctx, token, NULL)) {
         rc = 0; /* its image has gone back to the quick way meanwhile */
     } else if (guest == NULL || guest->cancelled) {
         rc = blkrepl__fail(-ENOENT, "write_cancel: no bracket with this token");
     } else if (guest->phase == GUEST_GO) {
-        blkrepl__guest_end_bracket(guest);
+        blkrepl__guest_end_bracket(guest, NULL);
     } else {
         if (guest->phase != GUEST_ENDED) {
             blkrepl__guest_cancel_wait(guest);

@@ -234,6 +234,9 @@ static void guest_io_ended(struct request *request)
     int rc = blkrepl__piece_ended(guest, request->io_result);
 
     if (rc < 0) {
+        if (guest->piece == PIECE_FLUSH && guest->opcode != BLKREPL_OP_FLUSH) {
+            blkrepl__record_flush_ended(&guest->image->record, &guest->flush, rc); /* FUA */
+        }
         guest_end(guest, rc);
         return;
     }
@@ -245,6 +248,21 @@ static void guest_io_ended(struct request *request)
         blkrepl__range_wake(guest_ranges(guest), &guest->range);
     }
     guest_run(&guest->ready);
+}
+
+/* A request of the through form has ended: its bitmaps learn of it before anybody
+ * else does. */
+static void guest_record(struct guest *guest, int result)
+{
+    struct record *record = &guest->image->record;
+
+    if (range_live(&guest->range) && guest->range.given_at != 0) {
+        record_write(record, guest->range.node.start, guest->range.node.end);
+    }
+    /* Where there is no FLUSH, others may flush by brackets, and this says nothing. */
+    if (guest->opcode == BLKREPL_OP_FLUSH && leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH)) {
+        blkrepl__record_flush_ended(record, &guest->flush, result);
+    }
 }
 
 /* Leave whatever it waited for, and its range. */
@@ -265,6 +283,9 @@ static void guest_withdraw(struct guest *guest)
 
 static enum step guest_end(struct guest *guest, int result)
 {
+    if (!guest->beside) {
+        guest_record(guest, result);
+    }
     guest_withdraw(guest);
     guest->result = result;
     blkrepl__guest_enter(guest, GUEST_ENDED);
@@ -346,10 +367,12 @@ void blkrepl__guest_start(struct guest *guest)
         guest_shrink_discard(guest);
     }
     if (guest->opcode == BLKREPL_OP_FLUSH) {
+        record_flush(&guest->image->record, &guest->flush);
         guest->flush_due = leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH);
     }
     if ((guest->flags & BLKREPL_IO_FUA) != 0 &&
         (guest->image->leaf->port.info.flags & BLKREPL_BACKEND_FUA) == 0) {
+        record_flush(&guest->image->record, &guest->flush);
         guest->flush_due = leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH);
     }
     if (!guest->beside && blkrepl__piece_refused(guest)) {
@@ -369,8 +392,15 @@ void blkrepl__guest_start(struct guest *guest)
     }
 }
 
-void blkrepl__guest_end_bracket(struct guest *guest)
+void blkrepl__guest_end_bracket(struct guest *guest, const int *result)
 {
+    struct record *record = &guest->image->record;
+
+    if (result != NULL && range_live(&guest->range)) {
+        record_write(record, guest->range.node.start, guest->range.node.end);
+    } else if (result != NULL && guest->opcode == BLKREPL_OP_FLUSH) {
+        blkrepl__record_flush_ended(record, &guest->flush, *result);
+    }
     guest_withdraw(guest);
     blkrepl__guest_put(guest);
 }

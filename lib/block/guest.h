@@ -69,9 +69,10 @@ struct guest {
     uint64_t piece_bytes; /* of the request, this piece */
     unsigned char *bounce;
     blkrepl_iovec piece_iov[GUEST_IOVS];
-    uint32_t skips; /* pieces of a discard that were left out */
-    bool flush_due; /* a FLUSH has to follow, or is the request itself */
-    bool patch_due; /* the buffer holds the old block, to be patched and written */
+    uint32_t skips;            /* pieces of a discard that were left out */
+    struct record_flush flush; /* FLUSH, and FUA by a flush */
+    bool flush_due;            /* a FLUSH has to follow, or is the request itself */
+    bool patch_due;            /* the buffer holds the old block, to be patched and written */
     /* Changed by the tap that it waits for. */
     struct list tap_link;
     struct tap *tap_parked; /* for whom it waits; on whose list tap_link is */
@@ -104,8 +105,9 @@ int blkrepl__guest_no_room(struct blkrepl_image *image, uint32_t lane,
 
 /* Set it on its way. */
 void blkrepl__guest_start(struct guest *guest);
-/* End a bracket that has its GO, or give up one that has not. */
-void blkrepl__guest_end_bracket(struct guest *guest);
+/* End a bracket that has its GO (result NULL: nothing was done), or give up one that
+ * has not. */
+void blkrepl__guest_end_bracket(struct guest *guest, const int *result);
 void blkrepl__guest_cancel_wait(struct guest *guest);
 /* Give the slot back without a callback. */
 void blkrepl__guest_put(struct guest *guest);

@@ -9,6 +9,7 @@
 
 #include "base/abi.h"
 #include "base/struct_io.h"
+#include "block/bitmap.h"
 #include "block/guest.h"
 #include "block/quick.h"
 #include "core/error.h"
@@ -70,6 +71,7 @@ static int image_publish(struct blkrepl_image *image, const char *name, blkrepl_
 static void image_free(struct blkrepl_image *image)
 {
     blkrepl__quick_fini(image);
+    blkrepl__record_fini(&image->record, &image->ctx->alloc);
     blkrepl__free(&image->ctx->alloc, image);
 }
 
@@ -100,6 +102,8 @@ int blkrepl__image_create(struct blkrepl_context *ctx, struct leaf *leaf,
     image->refs = 1;
     list_init(&image->taps);
     list_init(&image->guests);
+    list_init(&image->bitmaps);
+    blkrepl__record_init(&image->record);
     if (!blkrepl__quick_init(image)) {
         blkrepl__free(&ctx->alloc, image);
         return blkrepl__fail(-ENOMEM, "image: no memory");
@@ -169,6 +173,7 @@ void blkrepl__image_unref(struct blkrepl_image *image)
     if (--image->refs > 0) {
         return;
     }
+    blkrepl__bitmaps_orphan(image);
     blkrepl__port_drop(&image->leaf->port);
     if (image->release == NULL) {
         image_free(image);

@@ -12,6 +12,7 @@
 #define BLKREPL_BLOCK_IMAGE_H
 
 #include "block/leaf.h"
+#include "block/record.h"
 #include <libblkrepl/image.h>
 
 struct guest;
@@ -47,15 +48,17 @@ struct blkrepl_image {
     char name[BLKREPL_NAME_MAX + 1];
     /* Changed under the lock. */
     struct list taps;
+    struct list bitmaps;    /* struct blkrepl_bitmap.image_link, in the order of ids */
     uint32_t taps_attached; /* ever */
     uint32_t refs;
     uint32_t requests; /* guest requests and brackets not yet ended */
     uint32_t writes;   /* of these, the ones that change the medium */
     uint32_t jobs_reading;
     uint32_t jobs_writing;
-    bool open;          /* the host has its handle */
-    struct list guests; /* struct guest.image_link: requests of the slow way */
-    uint32_t slow_left; /* of these, how many more before it may go the quick way */
+    bool open;            /* the host has its handle */
+    struct list guests;   /* struct guest.image_link: requests of the slow way */
+    uint32_t slow_left;   /* of these, how many more before it may go the quick way */
+    struct record record; /* see there for its locks */
     /* Each has its own lock: see quick.h. */
     struct quick_stripe *stripes;
     uint32_t stripes_made; /* while the image is made and freed */

@@ -138,12 +138,29 @@ static void quick_deliver(struct callback *callback, struct delivery *out)
     blkrepl__lane_slot_put(&guest->ctx->lanes[guest->lane], guest->request);
 }
 
+/* It has ended: its bitmaps learn of it before anybody else does. */
+static void quick_record(struct guest *guest, int result)
+{
+    struct record *record = &guest->image->record;
+
+    if (guest->in_stripe) {
+        uint64_t start;
+        uint64_t end;
+
+        quick_range(guest, &start, &end);
+        record_write(record, start, end);
+    } else if (guest->opcode == BLKREPL_OP_FLUSH) {
+        blkrepl__record_flush_ended(record, &guest->flush, result);
+    }
+}
+
 /* The backend has completed it. */
 static void quick_ended(struct request *request)
 {
     struct guest *guest = request->owner;
 
     blkrepl__port_place_put(quick_queue(guest));
+    quick_record(guest, request->io_result);
     stripe_remove(guest);
     guest->result = request->io_result;
     blkrepl__guest_enter(guest, GUEST_ENDED);
@@ -178,6 +195,9 @@ static struct guest *quick_take(struct blkrepl_image *image, uint32_t number)
 /* It is accepted. */
 static void quick_keep(struct guest *guest, enum guest_phase phase)
 {
+    if (guest->opcode == BLKREPL_OP_FLUSH) {
+        record_flush(&guest->image->record, &guest->flush);
+    }
     atomic_store(&guest->request->quick, true);
     list_append(&guest->ctx->lanes[guest->lane].quick, &guest->quick_link);
     blkrepl__guest_enter(guest, phase);
@@ -348,7 +368,7 @@ bool blkrepl__quick_begin(struct blkrepl_image *image, const blkrepl_bracket *wh
     return guest != NULL;
 }
 
-bool blkrepl__quick_end(struct blkrepl_context *ctx, uint64_t token)
+bool blkrepl__quick_end(struct blkrepl_context *ctx, uint64_t token, const int *result)
 {
     uint64_t index = token & REQUEST_INDEX_MASK;
     bool quick = false;
@@ -367,6 +387,9 @@ bool blkrepl__quick_end(struct blkrepl_context *ctx, uint64_t token)
 
         quick = token != 0 && guest->token == token && guest->phase == GUEST_GO;
         if (quick) {
+            if (result != NULL) {
+                quick_record(guest, *result);
+            }
             stripe_remove(guest);
             guest->token = 0;
             blkrepl__guest_enter(guest, GUEST_FREE);

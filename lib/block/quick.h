@@ -42,8 +42,9 @@ bool blkrepl__quick_call(struct blkrepl_image *image, const struct guest_call *c
 /* The same for a bracket, which then has its GO. */
 bool blkrepl__quick_begin(struct blkrepl_image *image, const blkrepl_bracket *what,
                           uint64_t *token);
-/* End a bracket that went the quick way; no lock or the context's is held. */
-bool blkrepl__quick_end(struct blkrepl_context *ctx, uint64_t token);
+/* End a bracket that went the quick way (result NULL: nothing was done); no lock or
+ * the context's is held. */
+bool blkrepl__quick_end(struct blkrepl_context *ctx, uint64_t token, const int *result);
 /* An entry that went the quick way advances what every entry has to; no lock is
  * held. */
 void blkrepl__quick_attend(struct blkrepl_context *ctx, uint32_t lane);

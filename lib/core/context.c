@@ -308,10 +308,11 @@ static int context_remains(struct blkrepl_context *ctx)
 {
     uint32_t requests = context_requests(ctx);
 
-    if (ctx->images_open > 0 || ctx->jobs_open > 0) {
+    if (ctx->images_open > 0 || ctx->bitmaps_open > 0 || ctx->jobs_open > 0) {
         return blkrepl__fail(-EBUSY,
-                             "context: %" PRIu32 " image and %" PRIu32 " job handles are open",
-                             ctx->images_open, ctx->jobs_open);
+                             "context: %" PRIu32 " image, %" PRIu32 " bitmap and %" PRIu32
+                             " job handles are open",
+                             ctx->images_open, ctx->bitmaps_open, ctx->jobs_open);
     }
     if (requests > 0) {
         return blkrepl__fail(-EBUSY, "context: %" PRIu32 " requests or brackets have not ended",

@@ -152,8 +152,9 @@ struct blkrepl_context {
     uint64_t now_ns;
     uint64_t memory_used;
     uint64_t instant;     /* counts points in time: GO of writes, start of jobs */
-    uint64_t last_id;     /* of images and jobs */
+    uint64_t last_id;     /* of images, bitmaps and jobs */
     uint32_t images_open; /* handles */
+    uint32_t bitmaps_open;
     uint32_t jobs_open;
     uint32_t ports;                                  /* not yet closed */
     uint32_t inside;                                 /* threads inside a call */

@@ -70,6 +70,7 @@ static const struct error_entry error_table[] = {
     {0, "Success"},
     {BLKREPL_ERR_STATE, "Not possible in this state"},
     {BLKREPL_ERR_VERSION, "Needs a newer release of the library"},
+    {BLKREPL_ERR_CORRUPT, "Data kept by the library does not make sense"},
     {-EPERM, "Operation not permitted"},
     {-ENOENT, "No such file or directory"},
     {-EINTR, "Interrupted system call"},

@@ -357,6 +357,8 @@ static void copy_flush_ended(struct request *request)
     copy->flushing = false;
     copy->flushed = true;
     copy->flush_result = request->io_result;
+    blkrepl__record_flush_ended(&copy->config.target->record, &copy->flush_record,
+                                request->io_result);
     job_wake(copy->job);
 }
 
@@ -370,6 +372,7 @@ void blkrepl__copy_flush(struct copy *copy)
         return;
     }
     copy->flushing = true;
+    record_flush(&copy->config.target->record, &copy->flush_record);
     copy->in_flight++;
     copy->flush->io = (blkrepl_io){.opcode = BLKREPL_OP_FLUSH};
     copy->flush->ended = copy_flush_ended;

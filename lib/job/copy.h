@@ -124,6 +124,7 @@ struct copy {
     bool flushing;
     bool flushed;
     int flush_result;
+    struct record_flush flush_record;
     bool settled_writes;        /* no write from before the point in time is left */
     bool probing;               /* a task asks the status of more than its own range */
     bool zeroes_refused;        /* the target has answered -ENOTSUP to ZEROES */

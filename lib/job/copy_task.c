@@ -154,6 +154,18 @@ static bool task_awaited(const struct copy_task *task)
 
 static void task_queue(struct copy_task *task, struct port *port);
 
+/* What changes the target is recorded by its bitmaps when it sets out, for those that
+ * are frozen meanwhile, and when it has ended. */
+static void task_record(const struct copy_task *task)
+{
+    const blkrepl_io *io = &task->request->io;
+
+    if (io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES ||
+        io->opcode == BLKREPL_OP_COPY_FROM) {
+        record_write(&task->copy->config.target->record, io->offset, io->offset + io->bytes);
+    }
+}
+
 /* Give the task's request to a port. */
 static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode, uint64_t offset,
                         uint64_t bytes)
@@ -176,6 +188,7 @@ static void task_submit(struct copy_task *task, struct port *port, uint32_t opco
     task->request->ended = task_ended;
     task->request->owner = task;
     task->copy->in_flight++;
+    task_record(task);
     task_queue(task, port);
 }
 
@@ -594,6 +607,7 @@ static void task_ended(struct request *request)
     int result = request->io_result;
 
     copy->in_flight--;
+    task_record(task);
     if (task->state == COPY_VOID) {
         task_void(task);
         return;

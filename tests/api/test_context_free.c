@@ -46,6 +46,74 @@ static void an_open_job_is_named(void **state)
     env_close(&env);
 }
 
+static void an_open_bitmap_is_named(void **state)
+{
+    blkrepl_bitmap_options o = {.struct_size = sizeof o, .name = "the-map"};
+    blkrepl_image *image = NULL;
+    blkrepl_bitmap *bitmap = NULL;
+
+    (void)state;
+    for (int of_image = 0; of_image < 2; of_image++) {
+        env_open(&env, NULL, 0);
+        ASSERT_CODE(blkrepl_image_open_memory(env.ctx, 4096, NULL, &image), 0);
+        ASSERT_CODE(of_image ? blkrepl_bitmap_add(image, &o, &bitmap)
+                             : blkrepl_bitmap_create(env.ctx, &o, &bitmap),
+                    0);
+        blkrepl_image_close(image);
+        busy_naming("bitmap");
+        busy_naming("bitmap");
+        blkrepl_bitmap_free(bitmap);
+        env_close(&env);
+    }
+}
+
+static void bitmaps_without_a_handle_go_with_their_image(void **state)
+{
+    blkrepl_bitmap_options o = {.struct_size = sizeof o, .name = "the-map"};
+    blkrepl_image *image = NULL;
+    blkrepl_bitmap *bitmap = NULL;
+
+    (void)state;
+    env_open(&env, NULL, 0);
+    ASSERT_CODE(blkrepl_image_open_memory(env.ctx, 4096, NULL, &image), 0);
+    ASSERT_CODE(blkrepl_bitmap_add(image, &o, &bitmap), 0);
+    blkrepl_bitmap_free(bitmap);
+    busy_naming("image");
+    blkrepl_image_close(image);
+    env_close(&env);
+}
+
+static void bitmaps_are_shut_down_but_for_query_and_free(void **state)
+{
+    blkrepl_bitmap_options o = {.struct_size = sizeof o, .name = "the-map"};
+    blkrepl_bitmap_info info = {.struct_size = sizeof info};
+    blkrepl_image *image = NULL;
+    blkrepl_bitmap *bitmap = NULL, *none = NULL;
+
+    (void)state;
+    env_open(&env, NULL, 0);
+    ASSERT_CODE(blkrepl_image_open_memory(env.ctx, 4096, NULL, &image), 0);
+    ASSERT_CODE(blkrepl_bitmap_add(image, &o, &bitmap), 0);
+    blkrepl_bitmap_action action = {
+        .struct_size = sizeof action, .type = BLKREPL_BITMAP_CLEAR, .bitmap = bitmap};
+    const blkrepl_bitmap_action *const actions[] = {&action};
+    ASSERT_CODE(blkrepl_bitmap_set(bitmap, 0, 1), 0);
+    ASSERT_CODE(blkrepl_context_free(env.ctx), -EBUSY);
+    none = bitmap;
+    ASSERT_CODE(blkrepl_bitmap_create(env.ctx, &o, &none), -ESHUTDOWN);
+    assert_null(none);
+    o.name = "another";
+    none = bitmap;
+    ASSERT_CODE(blkrepl_bitmap_add(image, &o, &none), -ESHUTDOWN);
+    assert_null(none);
+    ASSERT_CODE(blkrepl_bitmap_transact(env.ctx, actions, 1), -ESHUTDOWN);
+    ASSERT_CODE(blkrepl_bitmap_query(bitmap, &info), 0);
+    assert_int_equal(info.dirty_bytes, 4096);
+    blkrepl_bitmap_free(bitmap);
+    blkrepl_image_close(image);
+    env_close(&env);
+}
+
 static void a_request_in_flight_is_named_and_cancelled(void **state)
 {
     uint8_t data[512] = {1};
@@ -332,6 +400,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_open_image_is_named),
         cmocka_unit_test(an_open_job_is_named),
+        cmocka_unit_test(an_open_bitmap_is_named),
+        cmocka_unit_test(bitmaps_without_a_handle_go_with_their_image),
+        cmocka_unit_test(bitmaps_are_shut_down_but_for_query_and_free),
         cmocka_unit_test(a_request_in_flight_is_named_and_cancelled),
         cmocka_unit_test(an_open_bracket_is_named_and_may_end_afterwards),
         cmocka_unit_test(null_does_nothing),

@@ -244,6 +244,67 @@ static void queued_events_of_a_freed_job_are_dropped(void **state)
     assert_int_equal(env.event_count, 0);
 }
 
+/* ---- Bitmaps ---------------------------------------------------------------------------- */
+
+static blkrepl_bitmap *bitmap_of(blkrepl_image *image)
+{
+    blkrepl_bitmap_options o = {.struct_size = sizeof o, .name = "b"};
+    blkrepl_bitmap *bitmap = NULL;
+
+    ASSERT_CODE(blkrepl_bitmap_add(image, &o, &bitmap), 0);
+    return bitmap;
+}
+
+static void bitmaps_do_not_keep_their_image(void **state)
+{
+    blkrepl_bitmap *bitmap = bitmap_of(source);
+
+    (void)state;
+    ASSERT_CODE(write_now(&env, source, 0, "x", 1), 0);
+    close_source();
+    env_drain(&env);
+    assert_int_equal(disk.closes, 1);
+    assert_int_equal(image_released, 1);
+    ASSERT_CODE(blkrepl_bitmap_get(bitmap, 0), 1); /* and are good without it */
+    blkrepl_bitmap_free(bitmap);
+}
+
+static void free_bitmap_in_callback(struct req *req)
+{
+    blkrepl_bitmap_free(req->then_user);
+}
+
+static void a_bitmap_may_be_freed_inside_a_callback(void **state)
+{
+    struct req req = {.then = free_bitmap_in_callback, .then_user = bitmap_of(source)};
+    blkrepl_bitmap *again = NULL;
+
+    (void)state;
+    ASSERT_CODE(req_write(&req, source, 0, buffer, 512), 0);
+    env_drain(&env);
+    req_assert_done(&req, 0);
+    ASSERT_CODE(blkrepl_bitmap_find(source, "b", &again), 0); /* it stays with the image */
+    ASSERT_CODE(blkrepl_bitmap_get(again, 0), 1);
+    blkrepl_bitmap_free(again);
+}
+
+static void a_bitmap_outlives_the_job_that_wrote_to_its_image(void **state)
+{
+    blkrepl_bitmap *bitmap = bitmap_of(target);
+    blkrepl_job *job = NULL;
+
+    (void)state;
+    ASSERT_CODE(blkrepl_backup_start(source, target, NULL, &job), 0);
+    blkrepl_image_close(target);
+    target = NULL;
+    ASSERT_CODE(blkrepl_bitmap_set(bitmap, 0, 1), 0); /* the job keeps the image */
+    env_drain(&env);
+    assert_int_equal(copy.closes, 1);
+    ASSERT_CODE(blkrepl_bitmap_get(bitmap, SIZE - 1), 1);
+    blkrepl_job_free(job);
+    blkrepl_bitmap_free(bitmap);
+}
+
 /* ---- open that fails ------------------------------------------------------------------ */
 
 static void a_failed_open_releases_its_user_and_leaves_the_backend(void **state)
@@ -316,6 +377,9 @@ int main(void)
         T(a_freed_job_that_was_never_started_is_gone),
         T(a_job_may_be_freed_in_its_own_event),
         T(queued_events_of_a_freed_job_are_dropped),
+        T(bitmaps_do_not_keep_their_image),
+        T(a_bitmap_may_be_freed_inside_a_callback),
+        T(a_bitmap_outlives_the_job_that_wrote_to_its_image),
         T(a_failed_open_releases_its_user_and_leaves_the_backend),
         T(the_query_tells_what_was_opened),
     };

@@ -210,6 +210,121 @@ static void job_query_checks_its_struct(void **state)
     blkrepl_image_close(target);
 }
 
+static blkrepl_bitmap *some_bitmap(uint64_t bytes)
+{
+    blkrepl_bitmap_options o = {.struct_size = sizeof o, .bytes = bytes, .granularity_bytes = 512};
+    blkrepl_bitmap *bitmap = NULL;
+
+    ASSERT_CODE(blkrepl_bitmap_create(env.ctx, &o, &bitmap), 0);
+    return bitmap;
+}
+
+static void bitmaps_are_made_and_found_with_objects_only(void **state)
+{
+    blkrepl_bitmap_options o = {.struct_size = sizeof o, .name = "b"};
+    blkrepl_bitmap *out = (blkrepl_bitmap *)&env;
+
+    (void)state;
+    ASSERT_CODE(blkrepl_bitmap_create(NULL, NULL, &out), -EINVAL);
+    assert_null(out);
+    ASSERT_CODE(blkrepl_bitmap_create(env.ctx, NULL, NULL), -EINVAL);
+    out = (blkrepl_bitmap *)&env;
+    ASSERT_CODE(blkrepl_bitmap_add(NULL, &o, &out), -EINVAL);
+    assert_null(out);
+    ASSERT_CODE(blkrepl_bitmap_add(image, &o, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_find(image, "b", &out), -ENOENT); /* it was not made */
+    out = (blkrepl_bitmap *)&env;
+    ASSERT_CODE(blkrepl_bitmap_find(NULL, "b", &out), -EINVAL);
+    assert_null(out);
+    out = (blkrepl_bitmap *)&env;
+    ASSERT_CODE(blkrepl_bitmap_find(image, NULL, &out), -EINVAL);
+    assert_null(out);
+    ASSERT_CODE(blkrepl_bitmap_find(image, "b", NULL), -EINVAL);
+    out = (blkrepl_bitmap *)&env;
+    ASSERT_CODE(blkrepl_bitmap_next(NULL, 0, &out), -EINVAL);
+    assert_null(out);
+    ASSERT_CODE(blkrepl_bitmap_next(image, 0, NULL), -EINVAL);
+    blkrepl_bitmap_free(NULL);
+}
+
+static void bitmap_verbs_refuse_null(void **state)
+{
+    blkrepl_bitmap *bitmap = some_bitmap(16384);
+    blkrepl_bitmap *sources[] = {bitmap, NULL};
+
+    (void)state;
+    ASSERT_CODE(blkrepl_bitmap_remove(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_enable(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_disable(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_clear(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_merge(NULL, sources, 1), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_merge(bitmap, NULL, 1), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_merge(bitmap, sources, 2), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_freeze(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_abdicate(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_reclaim(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_set(NULL, 0, 1), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_reset(NULL, 0, 512), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_invert(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_intersect(NULL, bitmap), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_intersect(bitmap, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_subtract(NULL, bitmap), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_subtract(bitmap, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_resize(NULL, 512), -EINVAL);
+    blkrepl_bitmap_free(bitmap);
+}
+
+static void looks_into_a_bitmap_refuse_null(void **state)
+{
+    blkrepl_bitmap *bitmap = some_bitmap(16384);
+    blkrepl_bitmap_info info = {.struct_size = sizeof info};
+    uint64_t number = 0, list[2];
+    blkrepl_area area;
+
+    (void)state;
+    ASSERT_CODE(blkrepl_bitmap_query(NULL, &info), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_query(bitmap, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_get(NULL, 0), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_next_dirty(NULL, 0, 1, &number), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_next_dirty(bitmap, 0, 1, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_next_clean(NULL, 0, 1, &number), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_next_clean(bitmap, 0, 1, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_next_area(NULL, 0, 1, 0, &area), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_next_area(bitmap, 0, 1, 0, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_status(NULL, 0, 1, &number), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_status(bitmap, 0, 1, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_iterate(NULL, &number, list, 2), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_iterate(bitmap, NULL, list, 2), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_iterate(bitmap, &number, NULL, 2), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_iterate(bitmap, &number, list, 0), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_sha256(NULL, (uint8_t *)list), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_sha256(bitmap, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_validate(NULL), -EINVAL);
+    assert_int_equal(blkrepl_bitmap_part_alignment(NULL), 0);
+    blkrepl_bitmap_free(bitmap);
+}
+
+static void saving_and_loading_refuse_null(void **state)
+{
+    blkrepl_bitmap *bitmap = some_bitmap(16384);
+    uint64_t number = 4;
+    uint8_t data[4] = {0};
+
+    (void)state;
+    ASSERT_CODE(blkrepl_bitmap_save(NULL, 0, 16384, data, &number), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_save(bitmap, 0, 16384, data, NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_load_begin(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_load_begin(bitmap), 0);
+    ASSERT_CODE(blkrepl_bitmap_load(NULL, 0, 16384, data, 4), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_load(bitmap, 0, 16384, NULL, 4), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_load_zeroes(NULL, 0, 16384), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_load_ones(NULL, 0, 16384), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_load_finish(NULL), -EINVAL);
+    ASSERT_CODE(blkrepl_bitmap_load(bitmap, 0, 16384, data, 4), 0);
+    ASSERT_CODE(blkrepl_bitmap_load_finish(bitmap), 0);
+    blkrepl_bitmap_free(bitmap);
+}
+
 /* A caller compiled with a newer header gets zeroes for what we do not know. */
 static void queries_fill_what_they_know_and_zero_the_rest(void **state)
 {
@@ -237,6 +352,10 @@ int main(void)
         cmocka_unit_test(brackets_refuse_null),
         cmocka_unit_test(job_functions_refuse_null),
         cmocka_unit_test(job_query_checks_its_struct),
+        cmocka_unit_test(bitmaps_are_made_and_found_with_objects_only),
+        cmocka_unit_test(bitmap_verbs_refuse_null),
+        cmocka_unit_test(looks_into_a_bitmap_refuse_null),
+        cmocka_unit_test(saving_and_loading_refuse_null),
         cmocka_unit_test(queries_fill_what_they_know_and_zero_the_rest),
     };
 

@@ -496,9 +496,9 @@ static void quick_end_takes_only_the_token_of_a_bracket(void **state)
         blkrepl_write_end(b.rig.ctx, token + (UINT64_C(1) << REQUEST_INDEX_BITS), 0, NULL, 0, NULL),
         -ENOENT);                  /* a later bracket of its slot */
     quick_guest(&b, 0)->token = 7; /* not even if it had one */
-    assert_false(blkrepl__quick_end(b.rig.ctx, 7 << REQUEST_INDEX_BITS));
+    assert_false(blkrepl__quick_end(b.rig.ctx, 7 << REQUEST_INDEX_BITS, NULL));
     quick_guest(&b, 0)->token = UINT64_C(7) << REQUEST_INDEX_BITS;
-    assert_false(blkrepl__quick_end(b.rig.ctx, UINT64_C(7) << REQUEST_INDEX_BITS));
+    assert_false(blkrepl__quick_end(b.rig.ctx, UINT64_C(7) << REQUEST_INDEX_BITS, NULL));
     quick_guest(&b, 0)->token = 0;
     assert_true(is_quick(&b));
     assert_int_equal(blkrepl_write_end(b.rig.ctx, token, 0, NULL, 0, NULL), 0);

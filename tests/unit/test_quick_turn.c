@@ -270,10 +270,10 @@ static void turn_between_two_looks_at_a_bracket(void **state)
     assert_int_equal(quick_bracket(&b, 1, BLKREPL_OP_WRITE, 0, 512, &go, &token), 0);
     turning = quick_guest(&b, 8)->request;
     blkrepl__record_hook = race_turn;
-    assert_false(blkrepl__quick_end(b.rig.ctx, token));
+    assert_false(blkrepl__quick_end(b.rig.ctx, token, NULL));
     blkrepl__record_hook = NULL;
     atomic_store(&turning->quick, true);
-    assert_true(blkrepl__quick_end(b.rig.ctx, token));
+    assert_true(blkrepl__quick_end(b.rig.ctx, token, NULL));
     quick_close(&b);
 }
 
