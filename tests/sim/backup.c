@@ -25,6 +25,7 @@ static void backup_release(void *user)
     EXPECT(!backup->created || lanes_in_poll(0), "backup %llu released outside of polls of lane 0",
            number(backup));
     backup->release_count++;
+    oracle_bitmap_job_over(backup);
     inside(INSIDE_JOB_RELEASE);
 }
 

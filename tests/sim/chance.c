@@ -74,6 +74,36 @@ uint64_t rng_aside(uint64_t limit)
     return mix(&sim.rng_aside) % limit;
 }
 
+void chance_bitmaps_stream(uint64_t number)
+{
+    uint64_t state = ~number;
+
+    sim.rng_bitmaps = sim.plan.seed ^ mix(&state);
+}
+
+struct chance_outer chance_bitmaps_begin(void)
+{
+    struct chance_outer outer = {
+        .rng = sim.rng, .bytes_left = sim.bytes_left, .nested = sim.chance_is_bitmaps};
+
+    if (!outer.nested) {
+        sim.rng = sim.rng_bitmaps;
+        sim.bytes_left = 0;
+        sim.chance_is_bitmaps = true;
+    }
+    return outer;
+}
+
+void chance_bitmaps_end(struct chance_outer outer)
+{
+    if (!outer.nested) {
+        sim.rng_bitmaps = sim.rng;
+        sim.rng = outer.rng;
+        sim.bytes_left = outer.bytes_left;
+        sim.chance_is_bitmaps = false;
+    }
+}
+
 /* A position that is wrong by any number of blocks shows: the period is prime. */
 void pattern_init(void)
 {

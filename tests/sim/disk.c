@@ -311,6 +311,7 @@ static void complete(struct disk *disk, uint32_t at, int result)
     EVENT("disk %n completes id %n, %o at %n: %r", disk->index, r.id, r.op, r.offset,
           NEGATED(result));
     perform(disk, &r, result);
+    oracle_bitmap_disk_done(disk, &r, result);
     inside_calls(CALL_COMPLETE);
     answer = blkrepl_io_complete(sim.ctx, r.id, result);
     EXPECT(answer == 0, "io_complete answered %d for id %llu", answer, (ull)r.id);
@@ -625,6 +626,9 @@ static void disk_part_open(void)
         disk->healed = false;
         disk->failure_count = 0;
         memset(disk->error_codes, 0, sizeof disk->error_codes);
+        memset(disk->job_writes, 0, sizeof disk->job_writes);
+        disk->good_flush_seq = 0;
+        disk->flush_failed = false;
         power_open(disk);
     }
     for (uint32_t i = 0; i < sim.options.disks; i++) {

@@ -3,7 +3,7 @@
  *
  * The formats of events know %n (a number), %o (an opcode), %r (a result, given
  * as its positive errno), %v (a verb), %s (a state of a job), %e (an event), %k
- * (the kind of an object) and %i (code of the host that was called). */
+ * (the kind of an object), %i (code of the host that was called) and %c (a call). */
 #include "sim.h"
 
 #include <errno.h>
@@ -75,6 +75,7 @@ static void print_argument(char kind, unsigned long long value)
     case 's': printf("%s", name_of(states, sizeof states / sizeof states[0], value)); return;
     case 'r': print_result(value); return;
     case 'i': printf("%s", inside_name(value)); return;
+    case 'c': printf("%s", call_name(value)); return;
     case 'e': print_event(value); return;
     case 'k': printf("%s", value == BLKREPL_OBJECT_JOB ? "job" : "lane"); return;
     default: printf("%llu", value); return;

@@ -66,6 +66,7 @@ static struct request *request_new(struct disk *disk, uint32_t op, uint32_t lane
     r->no_release = rng_chance(15);
     sim.active[sim.active_count++] = (int)sim.request_count++;
     r->others = sim.lane_pending[lane]++;
+    r->alive = sim.instant;
     r->alone = sim.pending++ == 0;
     return r;
 }
@@ -85,6 +86,7 @@ static void request_over(struct request *r, int result)
     r->state = REQUEST_OVER;
     r->result = result;
     r->done_seq = sim.seq;
+    oracle_bitmap_request_over(r);
 }
 
 static uint8_t *arena_take(uint64_t bytes)
@@ -473,6 +475,7 @@ static void bracket_end(struct request *r)
     int answer;
 
     EVENT("bracket %n ends: %r", (ull)(r - sim.requests), NEGATED(result));
+    oracle_bitmap_bracket_ends(r);
     request_over(r, result);
     if (result == 0 && r->op == BLKREPL_OP_FLUSH) {
         oracle_flush_done(r);
@@ -486,6 +489,7 @@ static void bracket_end(struct request *r)
     sim.entry = outer;
     EXPECT(answer == 0 && r->end_releases == full, "write_end answered %d, %u releases", answer,
            r->end_releases);
+    oracle_bitmap_bracket_ended(r);
 }
 
 static void bracket_cancel(struct request *r)
@@ -497,12 +501,16 @@ static void bracket_cancel(struct request *r)
     EVENT("bracket %n is cancelled", (ull)(r - sim.requests));
     r->cancelled = true;
     if (!waits) {
+        oracle_bitmap_bracket_ends(r);
         request_over(r, -ECANCELED);
     }
     inside_calls(CALL_WRITE_CANCEL);
     outer = lanes_enter(DOING_CALL, r->lane);
     answer = blkrepl_write_cancel(sim.ctx, r->token);
     sim.entry = outer;
+    if (!waits) {
+        oracle_bitmap_bracket_ended(r);
+    }
     if (answer == -ENOENT && waits && sim.callback_depth > 0) {
         r->cancelled = false; /* it has failed; this poll is about to tell */
         r->doomed = true;

@@ -53,6 +53,41 @@ static const char *const call_names[CALL_COUNT] = {
     [CALL_WAKE] = "poll_wake",
     [CALL_NOW] = "context_now",
     [CALL_CONTEXT_FREE] = "context_free",
+    [CALL_BITMAP_CREATE] = "bitmap_create",
+    [CALL_BITMAP_ADD] = "bitmap_add",
+    [CALL_BITMAP_FIND] = "bitmap_find",
+    [CALL_BITMAP_NEXT] = "bitmap_next",
+    [CALL_BITMAP_FREE] = "bitmap_free",
+    [CALL_BITMAP_QUERY] = "bitmap_query",
+    [CALL_BITMAP_REMOVE] = "bitmap_remove",
+    [CALL_BITMAP_ENABLE] = "bitmap_enable",
+    [CALL_BITMAP_DISABLE] = "bitmap_disable",
+    [CALL_BITMAP_CLEAR] = "bitmap_clear",
+    [CALL_BITMAP_MERGE] = "bitmap_merge",
+    [CALL_BITMAP_TRANSACT] = "bitmap_transact",
+    [CALL_BITMAP_FREEZE] = "bitmap_freeze",
+    [CALL_BITMAP_ABDICATE] = "bitmap_abdicate",
+    [CALL_BITMAP_RECLAIM] = "bitmap_reclaim",
+    [CALL_BITMAP_SET] = "bitmap_set",
+    [CALL_BITMAP_RESET] = "bitmap_reset",
+    [CALL_BITMAP_INVERT] = "bitmap_invert",
+    [CALL_BITMAP_INTERSECT] = "bitmap_intersect",
+    [CALL_BITMAP_SUBTRACT] = "bitmap_subtract",
+    [CALL_BITMAP_RESIZE] = "bitmap_resize",
+    [CALL_BITMAP_GET] = "bitmap_get",
+    [CALL_BITMAP_NEXT_DIRTY] = "bitmap_next_dirty",
+    [CALL_BITMAP_NEXT_CLEAN] = "bitmap_next_clean",
+    [CALL_BITMAP_NEXT_AREA] = "bitmap_next_area",
+    [CALL_BITMAP_STATUS] = "bitmap_status",
+    [CALL_BITMAP_ITERATE] = "bitmap_iterate",
+    [CALL_BITMAP_SAVE] = "bitmap_save",
+    [CALL_BITMAP_LOAD_BEGIN] = "bitmap_load_begin",
+    [CALL_BITMAP_LOAD] = "bitmap_load",
+    [CALL_BITMAP_LOAD_ZEROES] = "bitmap_load_zeroes",
+    [CALL_BITMAP_LOAD_ONES] = "bitmap_load_ones",
+    [CALL_BITMAP_LOAD_FINISH] = "bitmap_load_finish",
+    [CALL_BITMAP_SHA256] = "bitmap_sha256",
+    [CALL_BITMAP_VALIDATE] = "bitmap_validate",
 };
 
 /* The library is about to be called. */
@@ -158,34 +193,52 @@ static bool is_backend(enum inside where)
     return where == INSIDE_SUBMIT || where == INSIDE_CANCEL || where == INSIDE_CLOSE;
 }
 
-/* The library has called the host: the host may call the library.  When the context
- * is being freed as well, though it refuses most. */
-void inside(enum inside where)
+static bool stays_outside(void)
 {
-    uint32_t percent = sim.options.reenter_percent * (is_rare(where) ? 4 : 1);
+    return (sim.quiet && !sim.shutdown) || sim.dead || sim.reenter_depth > 1;
+}
+
+static void some_calls(void)
+{
+    for (uint64_t i = rng_between(1, 3); i > 0; i--) {
+        if (rng_chance(50)) {
+            world_act(true);
+        } else {
+            call_one((enum call)rng_below(CALL_PLAIN_COUNT));
+        }
+    }
+}
+
+static void call_inside(enum inside where, void (*calls)(void))
+{
     enum inside outer = sim.inside;
     struct being entry;
 
-    if ((sim.quiet && !sim.shutdown) || sim.dead || sim.reenter_depth > 1 || !rng_chance(percent)) {
-        return;
-    }
     sim.inside = where;
     entry = lanes_enter(DOING_HOST, 0);
     sim.backend_depth += is_backend(where);
     sim.reenter_depth++;
     sim.counts.reentries++;
     EVENT("calls from inside %i, depth %n", where, sim.reenter_depth);
-    for (uint64_t i = rng_between(1, 3); i > 0; i--) {
-        if (rng_chance(50)) {
-            world_act(true);
-        } else {
-            call_one((enum call)rng_below(CALL_COUNT));
-        }
-    }
+    calls();
     sim.reenter_depth--;
     sim.backend_depth -= is_backend(where);
     sim.inside = outer;
     sim.entry = entry;
+}
+
+/* The library has called the host: the host may call the library.  When the context
+ * is being freed as well, though it refuses most. */
+void inside(enum inside where)
+{
+    uint32_t factor = is_rare(where) ? 4 : 1;
+
+    if (!stays_outside() && rng_chance(sim.options.reenter_percent * factor)) {
+        call_inside(where, some_calls);
+    }
+    if (!stays_outside() && bitmap_wants_inside(factor)) {
+        call_inside(where, bitmap_inside);
+    }
 }
 
 void sim_reenter(void)
@@ -196,6 +249,11 @@ void sim_reenter(void)
 const char *inside_name(unsigned long long number)
 {
     return number < INSIDE_COUNT ? inside_names[number] : "?";
+}
+
+const char *call_name(unsigned long long number)
+{
+    return number < CALL_COUNT ? call_names[number] : "?";
 }
 
 /* How much of the matrix was filled; after many runs, what was not. */

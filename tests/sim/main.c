@@ -137,6 +137,9 @@ static void summary(double seconds)
     printf("lanes: runs with several=%" PRIu64 " with one unpolled=%" PRIu64 " hastened=%" PRIu64
            " slept=%" PRIu64 "\n",
            c->lanes, c->unpolled, c->hastened, c->sleeps);
+    printf("bitmaps: made=%" PRIu64 " marks_checked=%" PRIu64 " freezes=%" PRIu64 " merges=%" PRIu64
+           " transacts=%" PRIu64 " refused=%" PRIu64 " loads=%" PRIu64 "\n",
+           c->bitmaps, c->marks, c->freezes, c->merges, c->transacts, c->bitmaps_refused, c->loads);
     inside_print();
 }
 

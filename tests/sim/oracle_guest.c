@@ -94,6 +94,7 @@ static uint32_t find_owners(struct disk *disk, struct disk_request *io, struct r
     io->owner_sure = count == 1;
     if (count == 1) {
         owners[0]->wrote_sure = true;
+        oracle_bitmap_given(disk, io);
     }
     return count;
 }
@@ -137,6 +138,7 @@ void oracle_submit(struct disk *disk, struct disk_request *io)
     if (io->op == BLKREPL_OP_COPY_FROM) {
         lanes_job_submit(io->lane);
         oracle_backup_target(disk, io, payload);
+        oracle_bitmap_job_write(disk, io);
         return;
     }
     count = find_owners(disk, io, owners);
@@ -147,6 +149,7 @@ void oracle_submit(struct disk *disk, struct disk_request *io)
     if (!disk_is_source(disk) && (count == 0 || unwanted < io->offset + io->bytes)) {
         lanes_job_submit(io->lane);
         oracle_backup_target(disk, io, payload);
+        oracle_bitmap_job_write(disk, io);
         return;
     }
     EXPECT(io->op != BLKREPL_OP_DISCARD || count > 0, "a discard that nobody asked for");

@@ -282,6 +282,7 @@ static void event_done(struct backup *b, const blkrepl_event *event, const blkre
            (ull)b->state_changes, (ull)b->state_events);
     b->result = event->error;
     b->done = true;
+    oracle_bitmap_job_over(b);
     sim.counts.backups_done += info->result == BLKREPL_RESULT_DONE;
     sim.counts.backups_failed += info->result == BLKREPL_RESULT_FAILED;
     sim.counts.backups_cancelled += info->result == BLKREPL_RESULT_CANCELLED;

@@ -28,7 +28,7 @@ const char *const fault_names[FAULT_COUNT] = {
     [FAULT_BESIDE] = "beside",     [FAULT_LONG] = "long",         [FAULT_VERBS] = "verbs",
     [FAULT_TUNING] = "tuning",     [FAULT_STRETCH] = "stretch",   [FAULT_POWER] = "power",
     [FAULT_CONTRACT] = "contract", [FAULT_LANES] = "lanes",       [FAULT_UNPOLLED] = "unpolled",
-    [FAULT_SLEEP] = "sleep",       [FAULT_OFFLOAD] = "offload",
+    [FAULT_SLEEP] = "sleep",       [FAULT_OFFLOAD] = "offload",   [FAULT_BITMAPS] = "bitmaps",
 };
 
 /* How a run has ended; as it goes through the pipe. */

@@ -37,6 +37,10 @@
 #define FAILURES_MAX 32
 #define BLOCKS_MAX (DISK_BYTES_MAX / 4096 + 1)
 #define SITES_MAX 64
+#define BITMAPS_MAX 24
+#define GRANULES_MAX 4096
+#define HANDLES_MAX 4
+#define ENDING_MAX 8
 #define SECOND_NS UINT64_C(1000000000)
 
 /* What can be left out of a run as a whole (--without), in the order in which
@@ -68,6 +72,7 @@ enum fault {
     FAULT_UNPOLLED, /* a lane that nobody polls                            */
     FAULT_SLEEP,    /* polls only when woken                               */
     FAULT_OFFLOAD,  /* disks that copy from each other                     */
+    FAULT_BITMAPS,  /* dirty bitmaps                                       */
     FAULT_COUNT
 };
 
@@ -136,8 +141,46 @@ enum call {
     CALL_WAKE,
     CALL_NOW,
     CALL_CONTEXT_FREE,
+    CALL_BITMAP_CREATE,
+    CALL_BITMAP_ADD,
+    CALL_BITMAP_FIND,
+    CALL_BITMAP_NEXT,
+    CALL_BITMAP_FREE,
+    CALL_BITMAP_QUERY,
+    CALL_BITMAP_REMOVE,
+    CALL_BITMAP_ENABLE,
+    CALL_BITMAP_DISABLE,
+    CALL_BITMAP_CLEAR,
+    CALL_BITMAP_MERGE,
+    CALL_BITMAP_TRANSACT,
+    CALL_BITMAP_FREEZE,
+    CALL_BITMAP_ABDICATE,
+    CALL_BITMAP_RECLAIM,
+    CALL_BITMAP_SET,
+    CALL_BITMAP_RESET,
+    CALL_BITMAP_INVERT,
+    CALL_BITMAP_INTERSECT,
+    CALL_BITMAP_SUBTRACT,
+    CALL_BITMAP_RESIZE,
+    CALL_BITMAP_GET,
+    CALL_BITMAP_NEXT_DIRTY,
+    CALL_BITMAP_NEXT_CLEAN,
+    CALL_BITMAP_NEXT_AREA,
+    CALL_BITMAP_STATUS,
+    CALL_BITMAP_ITERATE,
+    CALL_BITMAP_SAVE,
+    CALL_BITMAP_LOAD_BEGIN,
+    CALL_BITMAP_LOAD,
+    CALL_BITMAP_LOAD_ZEROES,
+    CALL_BITMAP_LOAD_ONES,
+    CALL_BITMAP_LOAD_FINISH,
+    CALL_BITMAP_SHA256,
+    CALL_BITMAP_VALIDATE,
     CALL_COUNT
 };
+
+/* Those that are no bitmap's are drawn by number. */
+#define CALL_PLAIN_COUNT CALL_BITMAP_CREATE
 
 /* A call of the library that we are inside of. */
 enum doing {
@@ -169,6 +212,7 @@ struct disk_request {
     uint32_t lane;
     int owner;       /* guest request that it belongs to, or -1             */
     bool owner_sure; /* no other pending request could have caused it       */
+    bool job;        /* a job writes to its target                          */
     bool hung;       /* not before it is cancelled, or the disk is healed   */
     bool told;       /* cancel was called for it                            */
 };
@@ -219,6 +263,11 @@ struct disk {
     uint32_t submitting[LANES_KNOWN];      /* submits that we are inside of          */
     uint32_t in_flight;
     struct disk_request queue[QUEUE_MAX];
+    /* By sector: at which instant (of bitmaps) a job's write there surely went on;
+     * 0: none did. */
+    uint32_t job_writes[DISK_BYTES_MAX / 512 + 1];
+    uint64_t good_flush_seq; /* of the accept of a flush that has succeeded          */
+    bool flush_failed;       /* one has, and who asked for it may not know yet        */
 };
 
 /* Where a guest request is in its life. */
@@ -257,7 +306,9 @@ struct request {
     uint32_t fn_count;
     uint32_t release_count;
     uint32_t end_releases;
-    uint32_t others; /* of its lane that were pending when it was made        */
+    uint32_t others;    /* of its lane that were pending when it was made        */
+    uint32_t alive;     /* the last instant (of bitmaps) at which it surely had not ended */
+    uint64_t alive_seq; /* the last event                                     */
     bool accepted;
     bool bracket;
     bool cancelled;
@@ -333,7 +384,69 @@ struct backup {
     bool checked; /* the target was compared                                 */
 };
 
+/* What is known of a granule: clean, one of these, or both. */
+enum {
+    GRANULE_MAY = 1, /* something that may have made it dirty                  */
+    GRANULE_DIRTY = 3
+};
+
+/* What a bitmap should be like. */
+struct bitmap_state {
+    struct disk *disk; /* NULL: free-standing                                */
+    uint64_t bytes;
+    uint64_t granules;
+    uint64_t load_next; /* the next part of a load                            */
+    uint32_t since;     /* the instant since which its content misses nothing */
+    uint32_t since_next;
+    bool enabled;
+    bool frozen;
+    bool loading;
+    uint8_t content[GRANULES_MAX];
+    uint8_t next[GRANULES_MAX]; /* frozen: what the successor has recorded   */
+};
+
+struct bitmap {
+    uint64_t id;
+    uint64_t granularity;
+    bool used;
+    uint32_t calling; /* calls about it that we are inside of; then others leave it alone */
+    uint32_t begun;   /* of these, deeds                                      */
+    uint32_t holder;  /* depth of the act that uses it, and one               */
+    uint32_t handle_count;
+    blkrepl_bitmap *handles[HANDLES_MAX];
+    char name[BLKREPL_BITMAP_NAME_MAX + 1];
+    struct bitmap_state now;
+    struct bitmap_state was; /* before the call                               */
+};
+
+/* One thing done to a bitmap. */
+struct deed {
+    enum call call;
+    struct bitmap *bitmap;
+    struct bitmap *sources[3];
+    uint32_t source_count;
+    bool malformed; /* an action that is none                                 */
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t data_bytes; /* LOAD                                              */
+    const uint8_t *data;
+    struct disk *disk;              /* ADD: of whose image; else NULL                      */
+    blkrepl_bitmap_options options; /* CREATE, ADD                            */
+};
+
+/* What a deed may be refused for. */
+enum {
+    REFUSE_BUSY = 1,
+    REFUSE_STATE = 2,
+    REFUSE_INVAL = 4,
+    REFUSE_EXIST = 8
+};
+
 struct sim_options {
+    uint32_t bitmaps_percent; /* of the steps; 0: no bitmaps                  */
+    uint32_t bitmaps_inside_percent;
+    uint32_t bitmaps_misuse_percent;
+    uint32_t bitmaps_watch_percent; /* looking turns an image to the slow way  */
     uint32_t steps;
     uint32_t sources;
     uint32_t disks;
@@ -385,6 +498,13 @@ struct counts {
     uint64_t unpolled; /* runs in which one of them is not polled             */
     uint64_t hastened; /* writes that went out with lane 0                    */
     uint64_t sleeps;   /* polls that were not made                              */
+    uint64_t bitmaps;
+    uint64_t marks; /* completions whose mark was looked for                   */
+    uint64_t freezes;
+    uint64_t merges;
+    uint64_t transacts;
+    uint64_t bitmaps_refused;
+    uint64_t loads;
     uint64_t matrix[INSIDE_COUNT][CALL_COUNT];
 };
 
@@ -416,6 +536,7 @@ extern const struct part lanes_part;
 extern const struct part power_part;
 extern const struct part contract_part;
 extern const struct part misuse_part;
+extern const struct part bitmap_part;
 
 struct event_record {
     const char *format;
@@ -428,6 +549,8 @@ struct sim {
     size_t bytes_left;
     uint64_t rng;
     uint64_t rng_aside;
+    uint64_t rng_bitmaps;
+    bool chance_is_bitmaps;
     uint64_t seq;
     uint64_t hash;
     struct event_record ring[RING];
@@ -468,6 +591,10 @@ struct sim {
     struct actor actors[ACTORS_MAX];
     bool stretched;             /* the library is held back somewhere        */
     uint8_t stretch[SITES_MAX]; /* percent, by site                          */
+    uint32_t instant;           /* counts what is done to bitmaps                       */
+    uint32_t ending_count;
+    const struct request *ending[ENDING_MAX]; /* brackets inside their end     */
+    uint32_t bitmap_count;                    /* slots that were ever used     */
     struct sim_options options;
     struct disk disks[DISKS_MAX];
     uint32_t request_count;
@@ -476,6 +603,7 @@ struct sim {
     struct request requests[REQUESTS_MAX];
     uint32_t backup_count;
     struct backup backups[BACKUPS_MAX];
+    struct bitmap bitmaps[BITMAPS_MAX];
     uint8_t *arena;
     size_t arena_used;
     struct counts counts;
@@ -490,6 +618,16 @@ uint64_t rng_below(uint64_t limit);
 uint64_t rng_between(uint64_t low, uint64_t high);
 bool rng_chance(uint32_t percent);
 uint64_t rng_aside(uint64_t limit);
+/* What is drawn about bitmaps is no part of the other streams either: from begin
+ * to end all chance is theirs.  End takes what begin returned. */
+struct chance_outer {
+    uint64_t rng;
+    size_t bytes_left;
+    bool nested;
+};
+void chance_bitmaps_stream(uint64_t number);
+struct chance_outer chance_bitmaps_begin(void);
+void chance_bitmaps_end(struct chance_outer outer);
 void pattern_init(void);
 uint8_t pattern_byte(uint32_t tag, uint64_t position);
 void pattern_fill(uint8_t *out, uint32_t tag, uint64_t position, uint64_t bytes);
@@ -588,6 +726,7 @@ void sim_reenter(void); /* from inside an event */
 void inside_calls(enum call call);
 void inside_print(void);
 const char *inside_name(unsigned long long number);
+const char *call_name(unsigned long long number);
 
 /* guest.c: requests and brackets. */
 void guest_call(enum call call);
@@ -610,6 +749,56 @@ void backup_check_cancelled(void);
 
 /* oracle_backend.c: what a backend may rely on. */
 void oracle_backend_submit(const struct disk *disk, const blkrepl_io *io);
+
+/* bitmap.c: what the host does with bitmaps. */
+void bitmap_step(void);
+bool bitmap_wants_inside(uint32_t factor);
+void bitmap_inside(void);
+/* bitmap_more.c: what takes more than one bitmap, or one call. */
+void bitmap_transact(void);
+void bitmap_wire(enum call call);
+void bitmap_misuse(void);
+/* For both.  What slot and pick return, those who are called inside leave alone
+ * until the act is over. */
+struct bitmap *bitmap_slot(void);
+struct bitmap *bitmap_pick(void);
+bool bitmap_has_handle(struct bitmap *bitmap);
+blkrepl_bitmap *bitmap_handle(const struct bitmap *bitmap);
+void bitmap_draw_options(struct deed *deed);
+void bitmap_made(struct bitmap *bitmap, blkrepl_bitmap *handle);
+bool bitmap_is_right(const struct deed *deed, int answer, uint32_t refusals);
+void bitmap_try(struct deed *deed);
+
+/* oracle_bitmap.c: what is recorded. */
+uint64_t granules_of(uint64_t bytes, uint64_t granularity);
+bool bitmap_is_recording(const struct bitmap *bitmap);
+uint64_t bitmap_granule_end(const struct bitmap *bitmap, uint64_t granule);
+void bitmap_mark(const struct bitmap *bitmap, uint8_t *bits, uint64_t offset, uint64_t bytes,
+                 uint8_t what);
+/* What may be recorded at any moment; what must be when it stops to record. */
+void bitmap_mark_going_on(const struct bitmap *bitmap, uint8_t *bits);
+void bitmap_mark_in_flight(const struct bitmap *bitmap, uint8_t *bits, uint32_t since);
+void oracle_bitmap_instant(void);
+void oracle_bitmap_request_over(const struct request *request);
+void oracle_bitmap_bracket_ends(const struct request *request);
+void oracle_bitmap_bracket_ended(const struct request *request);
+void oracle_bitmap_given(const struct disk *disk, const struct disk_request *io);
+void oracle_bitmap_job_write(struct disk *disk, struct disk_request *io);
+void oracle_bitmap_disk_done(struct disk *disk, const struct disk_request *io, int result);
+void oracle_bitmap_job_over(const struct backup *backup);
+
+/* oracle_bitmap_look.c: what it tells of itself. */
+void oracle_bitmap_check(struct bitmap *bitmap);
+/* A call comes that is about it; it has answered. */
+void oracle_bitmap_begin(struct bitmap *bitmap);
+void oracle_bitmap_refused(struct bitmap *bitmap);
+void oracle_bitmap_settle(struct bitmap *bitmap, bool sure);
+
+/* oracle_bitmap_deed.c: what is done to it, each deed as the earlier ones have left
+ * things. */
+void oracle_bitmap_init(const struct deed *deed);
+uint32_t oracle_bitmap_refusals(const struct deed *deed);
+void oracle_bitmap_apply(const struct deed *deed);
 
 /* oracle_job.c: what a job tells of itself. */
 void oracle_job_watch(void);

@@ -17,8 +17,9 @@ struct sim sim;
 void (*sim_on_failure)(const char *format);
 
 /* The contract before the disks: while these are opened, a ghost may be. */
-static const struct part *const parts[] = {&host_part,  &lanes_part,  &contract_part, &disk_part,
-                                           &guest_part, &backup_part, &power_part,    &misuse_part};
+static const struct part *const parts[] = {&host_part,  &lanes_part,  &contract_part,
+                                           &disk_part,  &guest_part,  &backup_part,
+                                           &power_part, &misuse_part, &bitmap_part};
 
 #define PARTS (sizeof parts / sizeof parts[0])
 
@@ -114,7 +115,9 @@ static void phase_safety(void)
             continue;
         }
         chance_stream(i);
+        chance_bitmaps_stream(i);
         world_act(false);
+        bitmap_step();
         watch();
         EXPECT(blkrepl_context_now(sim.ctx) <= sim.now_ns, "the clock is ahead");
     }
@@ -284,6 +287,12 @@ static void reset(const struct sim_plan *plan, bool trace)
     sim.active_count = 0;
     sim.backup_count = 0;
     sim.arena_used = 0;
+    for (uint32_t i = 0; i < BITMAPS_MAX; i++) {
+        sim.bitmaps[i].used = false;
+        sim.bitmaps[i].calling = 0;
+        sim.bitmaps[i].begun = 0;
+        sim.bitmaps[i].holder = 0;
+    }
     sim.arena = arena;
     sim.counts = counts;
     sim.plan = *plan;
@@ -294,6 +303,7 @@ static void reset(const struct sim_plan *plan, bool trace)
     sim.story = story;
     sim.now_ns = 1000 * SECOND_NS;
     chance_stream(STREAM_DRAW);
+    chance_bitmaps_stream(STREAM_DRAW);
 }
 
 static void draw(void)
@@ -314,6 +324,7 @@ void sim_run(const struct sim_plan *plan, bool trace)
     draw();
     phase_safety();
     chance_stream(STREAM_LATE);
+    chance_bitmaps_stream(STREAM_LATE);
     sim.quiet = true;
     if (!sim.options.early_shutdown) {
         backup_check_cancelled();
