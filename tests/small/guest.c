@@ -54,6 +54,7 @@ static void request_over(struct request *r, int result)
     r->state = REQUEST_OVER;
     r->result = result;
     oracle_result(r);
+    bitmap_ended(r);
     if (r->buffer != NULL) {
         if (result == 0 && r->op->opcode == BLKREPL_OP_READ) {
             oracle_read(r, r->buffer);
@@ -253,6 +254,12 @@ bool op_enabled(const struct op *op)
     case OP_SPEED:
     case OP_FREE: return job != NULL && job->job != NULL;
     case OP_SHUTDOWN: return true;
+    case OP_FREEZE:
+    case OP_ABDICATE:
+    case OP_RECLAIM:
+    case OP_DISABLE:
+    case OP_ENABLE:
+    case OP_CLEAR: return state.bitmap.handle != NULL;
     }
     return false;
 }
@@ -281,6 +288,12 @@ void op_apply(const struct op *op)
     case OP_CANCEL:
     case OP_SPEED:
     case OP_FREE: verb_apply(op); break;
+    case OP_FREEZE:
+    case OP_ABDICATE:
+    case OP_RECLAIM:
+    case OP_DISABLE:
+    case OP_ENABLE:
+    case OP_CLEAR: bitmap_apply(op); break;
     }
     state.ops_used++;
 }

@@ -8,13 +8,14 @@
  *          2 and a part of one, or of 0 bytes), copies of one cluster by one or
  *          two workers, one buffer in reserve; queues of 1 or 3; requests that
  *          complete when this program lets them, or inside submit, on either
- *          disk or on both; alignment 1 or 512; two of them with two lanes, for
- *          a menu of their own: `worlds` in world.c.
+ *          disk or on both; alignment 1 or 512; two of them with two lanes, and two
+ *          with a bitmap that records the source, for menus of their own:
+ *          `worlds` in world.c.
  *
  * Program  up to `ops_max` operations from the menu of a `theme`, in any order
  *          and with repetition, each after any step of what is under way: guest
  *          requests through and beside, backups of both policies, their verbs,
- *          closing images, closing the context.  In each world: programs of up
+ *          verbs of the bitmap, closing images, closing the context.  In each world: programs of up
  *          to 2 of all operations, and of up to 3 of three smaller menus; with
  *          --long of up to 3 of all, of up to 3 with a fault and a late step in
  *          one run, and, in a world of 4 clusters, of up to 4.
@@ -51,8 +52,9 @@
  * once; what is acknowledged is on the medium; reads return what was there; no
  * guest write goes over data that are not saved; only the data of the point in
  * time go to the target, all of them if the backup is done; progress is true; an
- * error ends what it has to, with its code, side and range.  At the end nothing
- * waits, and all memory is free.  See oracle.c and jobs.c.
+ * error ends what it has to, with its code, side and range; the bitmap is dirty
+ * where it must be and nowhere else.  At the end nothing waits, and all memory is
+ * free.  See oracle.c, jobs.c and bitmap.c.
  *
  * On failure the steps are printed; --choices runs them again and tells what
  * happens:

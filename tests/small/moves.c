@@ -246,6 +246,7 @@ bool move_apply(const struct move *move)
     if (move->inline_at > 0 && !run.inline_hit) {
         return false;
     }
+    bitmap_check();
     if (state.quiet && !state.gone) {
         requests_check();
         jobs_check();

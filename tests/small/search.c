@@ -264,7 +264,13 @@ static bool program_may(const struct handles *h, const struct op *op)
     case OP_BRACKET:
     case OP_CLOSE: return !h->shut && h->images[op->disk];
     case OP_BACKUP: return !h->shut && h->images[0] && h->images[1];
-    case OP_SHUTDOWN: return !h->shut;
+    case OP_SHUTDOWN:
+    case OP_FREEZE:
+    case OP_ABDICATE:
+    case OP_RECLAIM:
+    case OP_DISABLE:
+    case OP_ENABLE:
+    case OP_CLEAR: return !h->shut;
     case OP_START:
     case OP_PAUSE:
     case OP_RESUME:

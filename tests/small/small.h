@@ -52,7 +52,13 @@ enum op_kind {
     OP_SPEED,
     OP_FREE,
     OP_CLOSE,
-    OP_SHUTDOWN
+    OP_SHUTDOWN,
+    OP_FREEZE, /* from here on: of the bitmap                                 */
+    OP_ABDICATE,
+    OP_RECLAIM,
+    OP_DISABLE,
+    OP_ENABLE,
+    OP_CLEAR
 };
 
 #define OP_DEFER 1u /* OP_BACKUP: create only                                  */
@@ -86,6 +92,7 @@ struct world {
     uint32_t requests_max; /* of each lane                                       */
     uint32_t zeroes_max;   /* longest ZEROES and DISCARD                           */
     uint32_t zero_mask;    /* clusters of the source that are zero                 */
+    uint32_t bitmap;       /* granularity of a bitmap of the source; 0: there is none  */
     bool plain;            /* the disks know READ, WRITE and FLUSH only            */
     bool detect;           /* the backup looks for zeroes                          */
     bool apart;            /* for themes that ask for it                          */
@@ -136,7 +143,21 @@ struct request {
     uint32_t cancelled;  /* bracket: given up while it waited                   */
     uint32_t flush_mask; /* cells that must be durable when it ends            */
     uint32_t overlapped; /* READ: tags that were pending meanwhile, one bit each */
+    uint32_t unsure;     /* who records it is not known: see bitmap.c           */
     uint8_t before[CELLS_MAX];
+};
+
+/* A bitmap of the source; one bit for each granule. */
+struct bitmap {
+    blkrepl_bitmap *handle;
+    uint32_t recording;
+    uint32_t frozen;
+    uint32_t must;
+    uint32_t may;
+    uint32_t since_must; /* frozen: the successor's */
+    uint32_t since_may;
+    uint32_t still; /* the frozen content                                      */
+    uint32_t reserved0;
 };
 
 enum owner {
@@ -245,6 +266,7 @@ struct state {
     struct disk disks[2];
     struct request requests[OPS_MAX];
     struct job jobs[JOBS_MAX];
+    struct bitmap bitmap;
     struct block blocks[BLOCKS_MAX];
 };
 
@@ -385,6 +407,13 @@ uint32_t world_lanes(void);
 void poll_once(uint32_t lane);
 /* Is the host inside a poll of this lane, or a free? */
 bool polls_lane(uint32_t lane);
+
+/* bitmap.c */
+void bitmap_open(void);
+void bitmap_drop(void);
+void bitmap_apply(const struct op *op);
+void bitmap_ended(const struct request *r);
+void bitmap_check(void);
 
 /* moves.c */
 uint32_t moves_list(struct move *out);

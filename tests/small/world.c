@@ -58,6 +58,12 @@ static const struct op ops[] = {
     {.name = "closeS", .kind = OP_CLOSE, .disk = 0},
     {.name = "closeT", .kind = OP_CLOSE, .disk = 1},
     {.name = "shut", .kind = OP_SHUTDOWN},
+    {.name = "freeze", .kind = OP_FREEZE},
+    {.name = "abdicate", .kind = OP_ABDICATE},
+    {.name = "reclaim", .kind = OP_RECLAIM},
+    {.name = "disable", .kind = OP_DISABLE},
+    {.name = "enable", .kind = OP_ENABLE},
+    {.name = "clear", .kind = OP_CLEAR},
 };
 
 #define SHORT_BYTES (2 * C + 1308)
@@ -209,12 +215,40 @@ const struct world worlds[] = {
      .chunk = 1,
      .requests_max = 1,
      .apart = true},
+    {.name = "marks",
+     .about = "3 whole clusters; queues of 1; a bitmap of the source, in clusters",
+     .bytes = 3 * C,
+     .target_bytes = 3 * C,
+     .alignment = 1,
+     .depth = 1,
+     .workers = 1,
+     .chunk = 1,
+     .bitmap = C,
+     .requests_max = 4,
+     .apart = true},
+    {.name = "grains",
+     .about = "the last cluster is short and not aligned; queues of 3, alignment 512, pieces of "
+              "zeroes; a bitmap of the source, in 512 bytes",
+     .bytes = SHORT_BYTES,
+     .target_bytes = 3 * C,
+     .alignment = 512,
+     .depth = 3,
+     .workers = 1,
+     .chunk = 1,
+     .zeroes_max = C,
+     .bitmap = 512,
+     .requests_max = 4,
+     .apart = true},
     {.name = NULL},
 };
 
 #define MENU_WIDE                                                                                  \
     "W0 W1 W2 Wh Wu Wf WT Z1 Zu Za D1 Da F Rh Ru S B1 Bh Bz Bd Bf K Kg Kc Kcg start pause resume " \
     "cancel force slow fast free closeS closeT shut"
+
+#define MENU_BITMAP "W1 Wh Wu Za D1 F B1 K freeze abdicate reclaim disable enable clear shut"
+
+#define MENU_GRAINS "W1 Wu Za D1 F B1 freeze abdicate reclaim disable enable clear"
 
 #define MENU_LANES "W1 Wh B1 lW1 lWh lD1 lRh lB1 K Kg cancel shut"
 
@@ -226,6 +260,8 @@ const struct theme themes_short[] = {
     {"lanes", MENU_LANES, 3, 1, 1, 1, "lanes"},
     {"lane", MENU_LANES, 3, 1, 1, 1, "lane"},
     {"offload", "W0 W1 Wh B1 K Kg cancel", 3, 1, 1, 1, "offload"},
+    {"bitmap", MENU_BITMAP, 3, 1, 1, 1, "marks"},
+    {"bitmap", MENU_GRAINS, 3, 1, 1, 1, "grains"},
     {.name = NULL},
 };
 
@@ -381,6 +417,7 @@ void world_begin(void)
     EXPECT(answer == 0, "context_create answered %d: %s", answer, blkrepl_error_message());
     disk_open(0);
     disk_open(1);
+    bitmap_open();
     state.may_allocate = 0;
     for (uint32_t lane = 0; lane < world_lanes(); lane++) {
         run.fds[lane] = blkrepl_poll_fd(state.ctx, lane);
@@ -465,6 +502,7 @@ void world_shut_down(void)
             job_drop(&state.jobs[i]);
         }
     }
+    bitmap_drop();
     for (uint32_t i = 0; i < 2; i++) {
         blkrepl_image *image = state.disks[i].image;
 
