@@ -83,6 +83,50 @@ int api_job_set_speed(blkrepl_job *job, uint64_t speed_bytes_per_sec);
 int api_job_query(blkrepl_job *job, blkrepl_job_info *info);
 void api_job_free(blkrepl_job *job);
 
+int api_bitmap_create(blkrepl_context *ctx, const blkrepl_bitmap_options *options,
+                      blkrepl_bitmap **out);
+int api_bitmap_add(blkrepl_image *image, const blkrepl_bitmap_options *options,
+                   blkrepl_bitmap **out);
+int api_bitmap_find(blkrepl_image *image, const char *name, blkrepl_bitmap **out);
+int api_bitmap_next(blkrepl_image *image, uint64_t after_id, blkrepl_bitmap **out);
+void api_bitmap_free(blkrepl_bitmap *bitmap);
+int api_bitmap_query(blkrepl_bitmap *bitmap, blkrepl_bitmap_info *info);
+int api_bitmap_merge(blkrepl_bitmap *bitmap, blkrepl_bitmap *const *sources, uint32_t source_count);
+int api_bitmap_intersect(blkrepl_bitmap *bitmap, blkrepl_bitmap *other);
+int api_bitmap_subtract(blkrepl_bitmap *bitmap, blkrepl_bitmap *other);
+int api_bitmap_resize(blkrepl_bitmap *bitmap, uint64_t bytes);
+int api_bitmap_transact(blkrepl_context *ctx, const blkrepl_bitmap_action *const *actions,
+                        uint32_t action_count);
+int api_bitmap_get(blkrepl_bitmap *bitmap, uint64_t offset);
+int api_bitmap_next_dirty(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes, uint64_t *found);
+int api_bitmap_next_clean(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes, uint64_t *found);
+int api_bitmap_next_area(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes,
+                         uint64_t max_bytes, blkrepl_area *area);
+int api_bitmap_status(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes, uint64_t *run_bytes);
+int api_bitmap_iterate(blkrepl_bitmap *bitmap, uint64_t *position, uint64_t *offsets,
+                       uint32_t offsets_max);
+uint64_t api_bitmap_part_alignment(blkrepl_bitmap *bitmap);
+int api_bitmap_save(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes, void *data,
+                    uint64_t *data_bytes);
+int api_bitmap_load(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes, const void *data,
+                    uint64_t data_bytes);
+int api_bitmap_sha256(blkrepl_bitmap *bitmap, uint8_t *digest);
+int api_bitmap_remove(blkrepl_bitmap *bitmap);
+int api_bitmap_enable(blkrepl_bitmap *bitmap);
+int api_bitmap_disable(blkrepl_bitmap *bitmap);
+int api_bitmap_clear(blkrepl_bitmap *bitmap);
+int api_bitmap_freeze(blkrepl_bitmap *bitmap);
+int api_bitmap_abdicate(blkrepl_bitmap *bitmap);
+int api_bitmap_reclaim(blkrepl_bitmap *bitmap);
+int api_bitmap_invert(blkrepl_bitmap *bitmap);
+int api_bitmap_load_begin(blkrepl_bitmap *bitmap);
+int api_bitmap_load_finish(blkrepl_bitmap *bitmap);
+int api_bitmap_validate(blkrepl_bitmap *bitmap);
+int api_bitmap_set(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes);
+int api_bitmap_reset(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes);
+int api_bitmap_load_zeroes(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes);
+int api_bitmap_load_ones(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes);
+
 /* The format that all messages and log lines have. */
 void api_check_text(const char *text, const char *where);
 

@@ -27,7 +27,7 @@ struct report {
     uint64_t runs;
     uint64_t failed[FAULT_DOMAINS]; /* calls that were made to fail */
     uint64_t counted[FAULT_DOMAINS];
-    uint64_t covered[64];
+    uint64_t covered[128];
     uint64_t run; /* number of the present one within its scenario */
     char repeat[160];
 };

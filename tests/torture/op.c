@@ -327,6 +327,7 @@ static void op_done(void *user, int result)
             blkrepl_error_text(result));
     op_check_order(op);
     op_settle_model(op);
+    bitmaps_note(op, op_has_effect(op) && (result == 0 || op->image->policy_media == 0));
     if (result == 0) {
         op_check_durable(op);
         REQUIRE((op->flags & BLKREPL_IO_NO_FALLBACK) == 0 || op->refusals == op_refusals(op),
@@ -360,6 +361,7 @@ static struct op *op_new(struct image *image, const struct op *like)
     REQUIRE(op && w->op_count < OPS_MAX, "scenario: too many requests");
     w->ops[w->op_count++] = op;
     *op = *like;
+    op->number = w->op_count - 1;
     op->world = w;
     op->image = image;
     return op;
@@ -489,6 +491,7 @@ static void op_go(void *user, int result)
     REQUIRE(!op->cancel_sent || result == -ECANCELED, "a cancelled bracket gets %d", result);
     if (result < 0) {
         op->bracket = BRACKET_OVER;
+        bitmaps_note(op, false);
     } else {
         op_gone(op);
         if (!op->manual) {
@@ -553,6 +556,7 @@ void op_perform(struct op *op)
     op_untag(op, op->result == 0 ? model_done : model_failed);
     REQUIRE(api_write_end(op->world->ctx, op->token, op->result, NULL, 0, &done) == 0,
             "write_end has to wait, which no machine of this release wants");
+    bitmaps_note(op, true);
     REQUIRE(op->released == released + 1, "write_end released `done` %d times",
             op->released - released);
     op->released = released;
@@ -576,6 +580,7 @@ void op_cancel(struct op *op)
     if (op->bracket == BRACKET_GO) {
         op->bracket = BRACKET_OVER;
         op_untag(op, model_undo);
+        bitmaps_note(op, false);
     } else {
         op->cancel_sent = true;
         api_must(-ENOENT);

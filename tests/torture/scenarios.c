@@ -11,8 +11,11 @@ extern const struct scenario backup_scenarios[];
 extern const struct scenario memory_scenarios[];
 extern const struct scenario control_scenarios[];
 extern const struct scenario file_scenarios[];
+extern const struct scenario bitmap_scenarios[];
+extern const struct scenario bitmap_image_scenarios[];
 
 const struct scenario *const scenario_groups[] = {
-    context_scenarios, image_scenarios,  request_scenarios, bracket_scenarios, blocking_scenarios,
-    backup_scenarios,  memory_scenarios, control_scenarios, file_scenarios,    NULL,
+    context_scenarios,  image_scenarios,  request_scenarios,      bracket_scenarios,
+    blocking_scenarios, backup_scenarios, memory_scenarios,       control_scenarios,
+    file_scenarios,     bitmap_scenarios, bitmap_image_scenarios, NULL,
 };

@@ -289,6 +289,8 @@ void sys_elsewhere(void *(*run)(void *arg), void *arg);
 #define OPS_MAX 512
 #define JOBS_MAX 8
 #define PARTS_MAX 24
+#define BITMAPS_MAX 8
+#define BITMAP_GRANULES_MAX 260
 
 enum image_kind {
     IMAGE_DISK,
@@ -324,6 +326,7 @@ enum bracket_state {
 /* A request or bracket of the guest. */
 struct op {
     struct world *world;
+    unsigned number; /* in the order in which they were made */
     struct image *image;
     uint32_t opcode;
     uint32_t flags;
@@ -376,6 +379,24 @@ struct job {
     uint64_t pending; /* tags of writes that were under way */
 };
 
+/* A bitmap, and for each granule whether it must and may be dirty. */
+struct bitmap {
+    struct world *world;
+    struct image *image; /* NULL: free-standing */
+    blkrepl_bitmap *handle;
+    unsigned number;
+    uint64_t bytes;
+    uint64_t granularity;
+    bool recording;
+    bool frozen;
+    unsigned epoch; /* the first request that was made after the recorder changed */
+    bool must[BITMAP_GRANULES_MAX];
+    bool may[BITMAP_GRANULES_MAX];
+    bool since_must[BITMAP_GRANULES_MAX]; /* the successor's */
+    bool since_may[BITMAP_GRANULES_MAX];
+    bool either[BITMAP_GRANULES_MAX]; /* must be in one of the two */
+};
+
 struct world {
     enum order order;
     blkrepl_context *ctx;
@@ -392,6 +413,8 @@ struct world {
     unsigned op_count;
     struct job jobs[JOBS_MAX];
     unsigned job_count;
+    struct bitmap bitmaps[BITMAPS_MAX];
+    unsigned bitmap_count;
     uint64_t job_errors; /* that jobs have counted */
     bool job_dropped;
     unsigned sinks; /* given away */
@@ -478,6 +501,34 @@ void op_free(struct op *op);
 
 /* s_request.c: something of everything, one after the other or all at once. */
 void request_mix(struct image *image, bool settle);
+
+/* ---- bitmap.c ------------------------------------------------------------------- */
+
+/* They try again once if that fails for an injected reason; then they are NULL. */
+struct bitmap *bitmap_add(struct image *image, const char *name, uint64_t granularity,
+                          uint32_t flags);
+struct bitmap *bitmap_create(struct world *w, uint64_t bytes, uint64_t granularity);
+void bitmap_free(struct bitmap *b);
+blkrepl_bitmap_info bitmap_info(const struct bitmap *b);
+/* It holds what it must, and no more than it may. */
+void bitmap_check(struct bitmap *b);
+/* Each is done to the bitmap and its model; freeze: false if memory is short. */
+bool bitmap_freeze(struct bitmap *b);
+void bitmap_abdicate(struct bitmap *b);
+void bitmap_reclaim(struct bitmap *b);
+void bitmap_clear(struct bitmap *b);
+void bitmap_enable(struct bitmap *b, bool enable);
+void bitmap_set(struct bitmap *b, uint64_t offset, uint64_t bytes);
+void bitmap_reset(struct bitmap *b, uint64_t offset, uint64_t bytes);
+void bitmap_merge(struct bitmap *b, const struct bitmap *other);
+/* Only to its model: the scenario has done it. */
+void bitmap_frozen(struct bitmap *b);
+void bitmap_cleared(struct bitmap *b);
+void bitmap_recorded(struct bitmap *b, bool recording);
+void bitmap_merged(struct bitmap *b, const struct bitmap *other);
+/* A request has ended; sure: it is to be recorded. */
+void bitmaps_note(const struct op *op, bool sure);
+void bitmaps_live_on(struct world *w);
 
 /* ---- job.c ---------------------------------------------------------------------- */
 

@@ -213,6 +213,11 @@ static void world_drop_handles(struct world *w)
             job_free(&w->jobs[i]);
         }
     }
+    for (unsigned i = 0; i < w->bitmap_count; i++) {
+        if (w->bitmaps[i].handle) {
+            bitmap_free(&w->bitmaps[i]);
+        }
+    }
     for (unsigned i = 0; i < w->image_count; i++) {
         if (w->images[i].handle) {
             image_close(&w->images[i]);
@@ -425,6 +430,7 @@ void world_run(const struct scenario *scenario, enum order order)
             fault_pause(true);
             world_check_images(w);
             world_live_on(w);
+            bitmaps_live_on(w);
             world_check_images(w);
             fault_pause(false);
         }
