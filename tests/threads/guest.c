@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* guest.c - guests: what they ask for, and how they wait for it. */
+#include "marks.h"
 #include "shared.h"
 #include "threads.h"
 
@@ -97,7 +98,8 @@ uint64_t word_of(uint32_t op, uint64_t word)
 static void draw_range(struct op *op, uint64_t *rng)
 {
     const blkrepl_backend_info *info = &world.plan.disk[op->disk].info;
-    uint64_t unit = op->bracket || dice_chance(rng, 60) ? info->request_alignment : 8;
+    uint64_t unit =
+        op->bracket || world.plan.quick || dice_chance(rng, 60) ? info->request_alignment : 8;
     uint64_t most = dice_chance(rng, 20) ? OP_BYTES_MAX : 4096 * (dice_below(rng, 3) + 1);
     uint64_t hot = dice_chance(rng, 50) ? 65536 : info->bytes; /* many meet there */
 
@@ -135,7 +137,7 @@ static void op_draw(struct op *op, const struct guest *g, uint64_t *rng)
                                   BLKREPL_OP_READ,    BLKREPL_OP_ZEROES, BLKREPL_OP_ZEROES,
                                   BLKREPL_OP_DISCARD, BLKREPL_OP_FLUSH,  BLKREPL_OP_STATUS};
 
-    op->opcode = ops[dice_below(rng, 12)];
+    op->opcode = ops[dice_below(rng, world.plan.quick ? 7 : 12)];
     op->disk = (uint32_t)dice_below(rng, world.plan.sources);
     op->lane = g->lane;
     op->blocking = g->blocking;
@@ -210,6 +212,8 @@ bool guest_step(uint32_t number, bool wait)
         job_verb(&g->rng);
     } else if (draw < 5) {
         live_wake((uint32_t)dice_below(&g->rng, world.plan.lanes + 1));
+    } else if (draw < 7 && !world.plan.one_thread) {
+        marks_glance(&g->rng);
     } else if (draw < 65 && g->made < world.plan.ops && open < g->depth) {
         struct op *op = &world.ops[g->number * world.plan.ops + g->made++];
 

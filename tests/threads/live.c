@@ -3,6 +3,7 @@
  *
  * The same steps are taken by a single thread in some runs, which then have one
  * order of everything and must replay to exactly the same answers. */
+#include "marks.h"
 #include "shared.h"
 #include "threads.h"
 
@@ -54,6 +55,8 @@ static void control_step(bool wait)
         open_and_close();
     } else if (draw < 24 && world.plan.shut_early && dice_chance(rng, 10)) {
         live_free();
+    } else if (draw < 34 && world.plan.one_thread) {
+        marks_step(rng);
     } else if (draw < 30 && wait) {
         live_sleep(0, 1);
         live_poll(0, 0);
@@ -85,7 +88,9 @@ static void wind_up(bool one)
         /* Reads that a guest's write needed may still be on their lanes. */
         live_poll(i % (world.plan.lanes + 1), 0);
     }
+    marks_finish();
     close_images();
+    marks_free_last();
     while (live_free() != 0) {
         if (one) {
             vdisk_complete_one(&me->rng);
@@ -124,6 +129,7 @@ static void open_world(void)
         answer = vdisk_open(&world.disks[i]);
         MUST(answer == 0, "open answered %d: %s", answer, blkrepl_error_message());
     }
+    marks_reset();
 }
 
 static void reset(void)
@@ -180,7 +186,7 @@ static void run_alone(void)
 
 static void run_threads(void)
 {
-    pthread_t threads[GUESTS_MAX + COMPLETERS];
+    pthread_t threads[GUESTS_MAX + COMPLETERS + 1];
     uint32_t guests = world.plan.guests;
 
     for (uint32_t i = 0; i < COMPLETERS; i++) {
@@ -192,12 +198,16 @@ static void run_threads(void)
         MUST(pthread_create(&threads[i], NULL, guest_thread, (void *)(uintptr_t)i) == 0,
              "no thread");
     }
+    MUST(pthread_create(&threads[guests + COMPLETERS], NULL, marks_thread,
+                        record_actor(guests + 1 + COMPLETERS)) == 0,
+         "no thread");
     while (atomic_load(&world.guests_left) > 0) {
         control_step(true);
     }
     for (uint32_t i = 0; i < guests; i++) {
         pthread_join(threads[i], NULL);
     }
+    pthread_join(threads[guests + COMPLETERS], NULL);
     wind_up(false);
     vdisk_completer_stop();
     for (uint32_t i = 0; i < COMPLETERS; i++) {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* main.c - blkrepl-threads, the program: many runs, or one that was recorded. */
+#include "marks.h"
 #include "shared.h"
 #include "threads.h"
 
@@ -101,6 +102,25 @@ static void disk_draw_plan(struct vdisk_plan *disk, uint64_t *rng, bool source)
     disk->has_cancel = dice_chance(rng, 60);
 }
 
+/* The sources have none, one or two each; the first target may have one. */
+static void marks_draw_plan(struct plan *plan, uint64_t *rng)
+{
+    if (dice_chance(rng, 30)) {
+        return;
+    }
+    for (uint32_t i = 0; i < plan->sources; i++) {
+        plan->marks_disk[plan->marks++] = i;
+        plan->marks_disk[plan->marks] = i;
+        plan->marks += dice_chance(rng, 50);
+    }
+    plan->marks_disk[plan->marks] = plan->sources;
+    plan->marks += dice_chance(rng, 40);
+    plan->again_percent = plan->one_thread ? 0 : (uint32_t)dice_below(rng, 3) * 45;
+    plan->quick = dice_chance(rng, 30) && !plan->one_thread;
+    plan->jobs = plan->quick ? 0 : plan->jobs;
+    plan->marks_late = dice_chance(rng, 30);
+}
+
 void plan_draw(struct plan *plan, uint64_t seed, bool one_thread, uint32_t guests, uint32_t lanes)
 {
     uint64_t rng = seed;
@@ -134,6 +154,7 @@ void plan_draw(struct plan *plan, uint64_t seed, bool one_thread, uint32_t guest
     for (uint32_t i = 0; i < plan->disks; i++) {
         disk_draw_plan(&plan->disk[i], &rng, i < plan->sources);
     }
+    marks_draw_plan(plan, &rng);
 }
 
 /* ---- Failures -------------------------------------------------------------------- */
@@ -217,6 +238,7 @@ static void run(const char *log, bool replay)
     atomic_store(&world.locks, 0);
     live_run();
     check_run();
+    check_marks();
     whole = record_merge(&entries, &count);
     world.counts.runs++;
     world.counts.entries += count;
@@ -239,6 +261,7 @@ static void summary(void)
     printf("replays=%" PRIu64 " exact=%" PRIu64 " backups: done=%" PRIu64
            " answers: compared=%" PRIu64 " different=%" PRIu64 " completions: early=%" PRIu64 "\n",
            c->replays, c->exact, c->replayed_done, c->compared, c->differ, c->early);
+    printf("looks=%" PRIu64 " into bitmaps, begun anew=%" PRIu64 "\n", c->looks, c->turns);
     printf("runs=%" PRIu64 " recorded=%" PRIu64 " locks=%" PRIu64 "\n", c->runs, c->entries,
            c->locks);
 }

@@ -16,7 +16,7 @@
 #include <string.h>
 #include <time.h>
 
-#define ACTORS (GUESTS_MAX + 1 + COMPLETERS)
+#define ACTORS (GUESTS_MAX + 2 + COMPLETERS)
 
 _Thread_local struct recorder *me;
 
@@ -55,8 +55,12 @@ static void entered(enum record_entry kind, uint32_t lane)
 
 static bool stretched(enum stretch_site site)
 {
-    (void)site;
-    return me != NULL && dice_chance(&me->rng, world.plan.stretch_percent);
+    const struct plan *plan = &world.plan;
+
+    return me != NULL &&
+           dice_chance(&me->rng, site == STRETCH_QUICK_AGAIN && plan->again_percent > 0
+                                     ? plan->again_percent
+                                     : plan->stretch_percent);
 }
 #endif
 
@@ -96,7 +100,7 @@ void record_begin(struct plan *plan)
     }
 #ifdef BLKREPL_HOOKS
     blkrepl__record_hook = entered;
-    blkrepl__stretch_hook = plan->stretch_percent > 0 ? stretched : NULL;
+    blkrepl__stretch_hook = plan->stretch_percent + plan->again_percent > 0 ? stretched : NULL;
 #endif
 }
 
@@ -185,8 +189,8 @@ bool record_merge(struct entry **entries, uint32_t *count)
 /* ---- Files ------------------------------------------------------------------- */
 
 static const char *const kinds[ENTRY_KINDS] = {
-    "request", "end",  "write_cancel", "poll", "woken",    "wake", "complete",
-    "backup",  "verb", "close",        "free", "callback", "event"};
+    "request", "end",  "write_cancel", "poll", "woken",    "wake",  "complete",
+    "backup",  "verb", "close",        "free", "callback", "event", "marks"};
 
 void record_save(const char *path, const struct plan *plan, const struct entry *entries,
                  uint32_t count)

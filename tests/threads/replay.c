@@ -15,6 +15,7 @@
  * Demanded is that everything ends, and what the oracles know.
  */
 #include "replay.h"
+#include "marks.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -335,6 +336,7 @@ static void open_world(void)
     for (uint32_t i = 0; i < plan->disks; i++) {
         replay_disk_open(i);
     }
+    replay_marks_open();
     replay_guest_reset();
 }
 
@@ -374,6 +376,7 @@ static void wind_up(void)
     for (uint32_t i = 0; i < sim.options.disks; i++) {
         disk_close_handle(&sim.disks[i]);
     }
+    replay_marks_free();
     for (int i = 0; context_free() != 0; i++) {
         replay_move();
         EXPECT(i < 20000, "context_free: %s", blkrepl_error_message());
@@ -407,6 +410,7 @@ static void step(const struct entry *entry)
     case ENTRY_COMPLETE: replay_complete(entry); break;
     case ENTRY_BACKUP: backup(entry); break;
     case ENTRY_VERB: verb(entry); break;
+    case ENTRY_MARKS: replay_marks(entry); break;
     case ENTRY_CLOSE: disk_close_handle(&sim.disks[entry->object]); break;
     case ENTRY_FREE: replay_compare(entry, context_free()); break;
     case ENTRY_CALLBACK:

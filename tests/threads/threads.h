@@ -24,6 +24,7 @@
 /* The limits of the simulator (sim.h), in which a run is to be replayed. */
 #define OPS_MAX 480
 #define VDISKS_MAX 5
+#define MARKS_MAX 5
 #define JOBS_MAX 6
 #define GUESTS_MAX 16
 #define COMPLETERS 2
@@ -59,6 +60,11 @@ struct plan {
     bool host_clock;           /* a clock of the host: polls do not sleep               */
     uint32_t blocking_percent; /* of the guests                               */
     bool shut_early;           /* the context is freed in the middle                    */
+    bool quick;                /* guests ask only for what can go the quick way         */
+    uint32_t again_percent;    /* images go back to it early                  */
+    uint32_t marks;            /* bitmaps                                    */
+    bool marks_late;           /* they come when guests are at work            */
+    uint32_t marks_disk[MARKS_MAX];
     blkrepl_context_options context;
     struct vdisk_plan disk[VDISKS_MAX];
 };
@@ -180,6 +186,7 @@ enum entry_kind {
     ENTRY_FREE,     /* of the context                                         */
     ENTRY_CALLBACK, /* object: op; answer: its result                         */
     ENTRY_EVENT,    /* object: backup; a: type, b: count; answer: its error   */
+    ENTRY_MARKS,    /* object: of the bitmap; a: verb, b and c: its arguments */
     ENTRY_KINDS
 };
 
@@ -239,6 +246,8 @@ struct tally {
     uint64_t done;
     uint64_t failed;
     uint64_t cancelled;
+    uint64_t looks; /* into bitmaps                                          */
+    uint64_t turns; /* and how often one began anew                          */
     uint64_t replays;
     uint64_t exact;
     uint64_t replayed_done;
