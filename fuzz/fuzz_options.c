@@ -260,9 +260,9 @@ bool name_matches(const char *asked, const char *kind, uint64_t id, const char *
 /* ---- An execution ------------------------------------------------------------ */
 
 static void (*const acts[])(void) = {
-    act_context,      act_open_backend, act_open_memory, act_backup,  act_bracket,
-    act_request,      act_status,       act_query_image, act_null,    act_open_file,
-    act_open_backend, act_backup,       act_backup,      act_bracket,
+    act_context, act_open_backend, act_open_memory, act_backup,  act_bracket,
+    act_request, act_status,       act_query_image, act_null,    act_open_file,
+    act_bitmap,  act_backup,       act_transact,    act_bracket,
 };
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)

@@ -75,6 +75,19 @@ void image_options_expect_released(const struct image_options *options);
 /* The info that the image gives is what was asked for. */
 blkrepl_image_info image_expect_info(blkrepl_image *image, const struct image_options *options);
 
+/* Options of a bitmap, of an image if `image` is not NULL, with what is wrong about
+ * them in *verdict; typed has what they mean then. */
+struct bitmap_options {
+    blkrepl_bitmap_options typed;
+    struct packed packed;
+    char *name;
+};
+
+struct bitmap_options bitmap_options_draw(const blkrepl_image_info *image, struct verdict *verdict);
+void bitmap_options_drop(struct bitmap_options *options);
+/* Whether the image has a bitmap of this name. */
+bool bitmap_exists(blkrepl_image *image, const char *name);
+
 /* The acts. */
 void act_context(void);
 void act_open_backend(void);
@@ -85,6 +98,8 @@ void act_bracket(void);
 void act_request(void);
 void act_status(void);
 void act_query_image(void);
+void act_bitmap(void);
+void act_transact(void);
 void act_null(void);
 
 /* Begins to free the bench, and calls what is refused from then on. */

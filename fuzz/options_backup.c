@@ -70,11 +70,12 @@ static bool cluster_valid(uint64_t bytes)
 
 static bool options_valid(const blkrepl_backup_options *o)
 {
-    return (o->flags & ~(uint32_t)BLKREPL_BACKUP_DETECT_ZEROES) == 0 && o->reserved0 == 0 &&
-           o->reserved1 == NULL && o->sync <= BLKREPL_SYNC_FULL &&
-           o->on_cbw_error <= BLKREPL_CBW_GUEST_WRITE_FAILS && cluster_valid(o->cluster_bytes) &&
-           o->workers_max <= 1024 && o->chunk_bytes_max <= UINT64_C(1) << 30 &&
-           o->reserve_bytes <= UINT64_C(1) << 40;
+    uint32_t flags = BLKREPL_BACKUP_DETECT_ZEROES | BLKREPL_BACKUP_NO_OFFLOAD;
+
+    return (o->flags & ~flags) == 0 && o->reserved0 == 0 && o->reserved1 == NULL &&
+           o->sync <= BLKREPL_SYNC_FULL && o->on_cbw_error <= BLKREPL_CBW_GUEST_WRITE_FAILS &&
+           cluster_valid(o->cluster_bytes) && o->workers_max <= 1024 &&
+           o->chunk_bytes_max <= UINT64_C(1) << 30 && o->reserve_bytes <= UINT64_C(1) << 40;
 }
 
 static bool name_valid(const char *name)
@@ -461,7 +462,8 @@ static void use_job(struct subject *s)
     expect_created(s);
     expect_taken(s);
     job_query_any(s->job);
-    if (take_chance(30)) {
+    /* It may have ended by now: a query that was refused has polled. */
+    if (take_chance(30) && info_of(s).state < BLKREPL_JOB_CONCLUDED) {
         probe_budget(&sizes);
     }
     source->on_submit = held ? NULL : disk_complete_inline;

@@ -153,6 +153,11 @@ void heap_watch(uint64_t fail_call)
     heap.refused = false;
 }
 
+bool heap_lacks(uint64_t bytes)
+{
+    return heap.refused || bytes > HEAP_BLOCK_MAX;
+}
+
 static bool heap_allows(size_t bytes)
 {
     if (++heap.calls == heap.fail_call || bytes > HEAP_BLOCK_MAX) {

@@ -80,6 +80,9 @@ extern struct heap heap;
 blkrepl_allocator heap_allocator(void);
 /* From here on the `fail_call`th allocation fails. */
 void heap_watch(uint64_t fail_call);
+/* Whether there is no memory for a block of so many bytes, or one has failed since the
+ * last heap_watch(). */
+bool heap_lacks(uint64_t bytes);
 /* Memory of the harness, which never fails; freed with free(). */
 void *fuzz_alloc(size_t bytes);
 
