@@ -98,7 +98,18 @@ static bool advance_ready(struct blkrepl_context *ctx)
     return link != NULL;
 }
 
-/* One of the completed requests; false if there is none. */
+/* Its image has gone back to the quick way after a lane had collected it. */
+static void advance_quick(struct blkrepl_context *ctx, struct request *request)
+{
+    struct lane *lane = &ctx->lanes[request->io.lane];
+
+    pthread_mutex_lock(&lane->lock);
+    request->quick_ended(request);
+    pthread_mutex_unlock(&lane->lock);
+}
+
+/* One of the completed requests; false if there is none.  Which way it goes is decided
+ * here, where nobody can turn it. */
 static bool advance_completed(struct blkrepl_context *ctx)
 {
     struct list *link = list_pop(&ctx->completed);
@@ -108,6 +119,8 @@ static bool advance_completed(struct blkrepl_context *ctx)
 
         if (STRETCH(COMPLETED)) {
             list_append(&ctx->completed, link);
+        } else if (UNLIKELY(atomic_load(&request->quick))) {
+            advance_quick(ctx, request);
         } else {
             blkrepl__port_ended(request);
             request->ended(request);

@@ -566,6 +566,39 @@ static void context_is_freed_with_quick_requests_in_flight(void **state)
     script_fini(&b.disk);
 }
 
+/* A lane collects what the backend has completed while its image goes back: who looked
+ * whether it may had seen the request at the backend. */
+static void a_request_is_collected_while_its_image_goes_back(void **state)
+{
+    struct quick_bench b;
+    struct lane *lane;
+    struct request *request;
+    struct done done;
+    uint64_t id;
+
+    (void)state;
+    bench_open(&b, 2, 4);
+    lane = &b.rig.ctx->lanes[1];
+    b.disk.hold = EVERY;
+    quick_write(&b, 1, 0, 512, &done);
+    request = quick_guest(&b, 8)->request;
+    quick_turn(&b);
+    id = atomic_load(&request->live_id);
+    script_end_all(&b.disk);
+    pthread_mutex_lock(&lane->lock);
+    blkrepl__lane_collect(b.rig.ctx, lane);
+    pthread_mutex_unlock(&lane->lock);
+    assert_false(list_empty(&lane->returned));
+    atomic_store(&request->live_id, id);
+    assert_true(quick_back(&b));
+    atomic_store(&request->live_id, 0);
+    quick_poll_all(&b);
+    assert_false(quick_guest(&b, 8)->in_stripe);
+    assert_int_equal(done.calls, 1);
+    assert_int_equal(done.result, 0);
+    quick_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -587,6 +620,7 @@ int main(void)
         cmocka_unit_test(back_waits_for_requests_in_pieces),
         cmocka_unit_test(image_is_closed_with_quick_requests_in_flight),
         cmocka_unit_test(context_is_freed_with_quick_requests_in_flight),
+        cmocka_unit_test(a_request_is_collected_while_its_image_goes_back),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
