@@ -224,9 +224,9 @@ void blkrepl__bitmap_let_go(struct blkrepl_bitmap *bitmap)
 
 void blkrepl__bitmap_lock_both(struct blkrepl_bitmap *a, struct blkrepl_bitmap *b)
 {
-    pthread_mutex_lock(&a->lock);
+    pthread_mutex_lock(a->id < b->id ? &a->lock : &b->lock);
     if (a != b) {
-        pthread_mutex_lock(&b->lock);
+        pthread_mutex_lock(a->id < b->id ? &b->lock : &a->lock);
     }
 }
 

@@ -7,8 +7,7 @@
  *   content  of a bitmap that was made for an image: changed with both, and with
  *            the image turned to the slow way if it records; of any other: with the
  *            bitmap's.  Read with the bitmap's.
- * Only who has the context's lock may hold several bitmaps' locks, so their order is
- * of no account.
+ * Several bitmaps' locks are taken in the order of their ids.
  * Recording holds none of the two on the quick way: it marks (hbitmap.h), which may
  * run beside the functions that dirtymap.h calls concurrent.  The others need what
  * changing needs: bitmap_hold().
@@ -42,9 +41,9 @@ struct blkrepl_bitmap {
     struct dirtymap *marks; /* `map`; while it is busy `since` */
     uint32_t refs;          /* the context's lock alone */
     uint32_t handles;
-    bool leaving;  /* inside a transaction: it is about to be removed, */
-    bool freezing; /* or frozen */
-    bool held;     /* and its lock is taken */
+    bool leaving;     /* inside a transaction: it is about to be removed, */
+    bool freezing;    /* or frozen */
+    struct list held; /* its lock is taken, or about to be */
     /* Content. */
     struct dirtymap map;
     struct dirtymap since;

@@ -236,30 +236,63 @@ static void action_stop_quick(const struct blkrepl_bitmap *bitmap)
     }
 }
 
-static void action_hold_bitmap(struct blkrepl_bitmap *bitmap)
+/* Put a bitmap on the list of those to be held, in the order of their ids, once. */
+static void action_want(struct list *held, struct blkrepl_bitmap *bitmap)
 {
-    action_stop_quick(bitmap);
-    if (!bitmap->held) {
-        pthread_mutex_lock(&bitmap->lock);
-        bitmap->held = true;
+    struct list *after = held->prev;
+
+    if (list_linked(&bitmap->held)) {
+        return;
     }
+    while (after != held && CONTAINER_OF(after, struct blkrepl_bitmap, held)->id > bitmap->id) {
+        after = after->prev;
+    }
+    list_append(after->next, &bitmap->held); /* before what comes next */
 }
 
-static void action_let_go_bitmap(struct blkrepl_bitmap *bitmap)
+static void action_want_all(struct list *held, const struct action *action)
 {
-    if (bitmap->held) {
-        bitmap->held = false;
-        pthread_mutex_unlock(&bitmap->lock);
-    }
-}
-
-/* Do this with the action's bitmap and its sources. */
-static void action_each(const struct action *action, void (*apply)(struct blkrepl_bitmap *bitmap))
-{
-    apply(action_adds(action) ? action->made : action->what.bitmap);
+    action_want(held, action_adds(action) ? action->made : action->what.bitmap);
     for (uint32_t i = 0; i < action->what.source_count; i++) {
-        apply(action->what.sources[i]);
+        action_want(held, action->what.sources[i]);
     }
+}
+
+/* From here on nobody marks, sets or looks beside us. */
+static void actions_hold(struct list *held)
+{
+    for (struct list *link = held->next; link != held; link = link->next) {
+        action_stop_quick(CONTAINER_OF(link, struct blkrepl_bitmap, held));
+    }
+    for (struct list *link = held->next; link != held; link = link->next) {
+        pthread_mutex_lock(&CONTAINER_OF(link, struct blkrepl_bitmap, held)->lock);
+    }
+}
+
+static void actions_let_go(struct list *held)
+{
+    struct list *link;
+
+    while ((link = list_pop(held)) != NULL) {
+        pthread_mutex_unlock(&CONTAINER_OF(link, struct blkrepl_bitmap, held)->lock);
+    }
+}
+
+/* All are prepared: do them, at one instant. */
+static void actions_commit(struct action *actions, uint32_t count)
+{
+    struct list held;
+
+    list_init(&held);
+    for (uint32_t i = 0; i < count; i++) {
+        action_want_all(&held, &actions[i]);
+    }
+    actions_hold(&held);
+    for (uint32_t i = 0; i < count; i++) {
+        action_commit(&actions[i]);
+        actions[i].done = true;
+    }
+    actions_let_go(&held);
 }
 
 /* With the context's lock.  *refused: the number of the action that is. */
@@ -278,17 +311,7 @@ static int actions_do(struct action *actions, uint32_t count, uint32_t *refused)
         }
         return rc;
     }
-    /* Nobody marks, sets or looks beside what follows: it is one instant. */
-    for (uint32_t i = 0; i < count; i++) {
-        action_each(&actions[i], action_hold_bitmap);
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        action_commit(&actions[i]);
-        actions[i].done = true;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        action_each(&actions[i], action_let_go_bitmap);
-    }
+    actions_commit(actions, count);
     return 0;
 }
 
