@@ -98,7 +98,8 @@ static bool advance_ready(struct blkrepl_context *ctx)
     return link != NULL;
 }
 
-/* Its image has gone back to the quick way after a lane had collected it. */
+/* It was completed inside a submit of the slow way, or its image has gone back to the
+ * quick way after a lane had collected it. */
 static void advance_quick(struct blkrepl_context *ctx, struct request *request)
 {
     struct lane *lane = &ctx->lanes[request->io.lane];
@@ -191,11 +192,7 @@ void blkrepl__collect_frame(struct blkrepl_context *ctx, const struct host_frame
     while (request != NULL) {
         struct request *next = request->inbox_next;
 
-        if (UNLIKELY(atomic_load_explicit(&request->quick, memory_order_relaxed))) {
-            blkrepl__lane_pass_on(ctx, request);
-        } else {
-            list_append(&ctx->completed, &request->link);
-        }
+        list_append(&ctx->completed, &request->link);
         request = next;
     }
 }
