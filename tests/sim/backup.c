@@ -170,6 +170,12 @@ static int create(struct backup *backup, bool start)
     uint32_t requests = sim.request_count;
     int answer;
 
+    /* A call from inside those that we have just made may have closed one: no create
+     * then, and nothing that it would release. */
+    if (backup->source->image == NULL || backup->target->image == NULL) {
+        backup->release_count = 1;
+        return -EBADF;
+    }
     if (start) {
         oracle_backup_start(backup);
     }
