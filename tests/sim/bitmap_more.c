@@ -109,7 +109,7 @@ static bool bind_action(struct transaction *t, uint32_t at)
     }
     if (d->call != CALL_BITMAP_ADD) {
         a->bitmap = bitmap_handle(d->bitmap);
-        return true;
+        return d->bitmap->now.disk == NULL || d->bitmap->now.disk->image != NULL;
     }
     a->image = d->disk->image;
     a->options = &d->options;

@@ -291,7 +291,7 @@ void oracle_bitmap_check(struct bitmap *b)
     if (!b->used || b->calling > 0) {
         return;
     }
-    if (b->handle_count == 0 && b->now.disk->image == NULL) {
+    if (b->handle_count == 0 && (b->now.disk == NULL || b->now.disk->image == NULL)) {
         b->used = false; /* it goes with its image */
         return;
     }
