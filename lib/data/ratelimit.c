@@ -19,6 +19,11 @@ void blkrepl__ratelimit_set(struct ratelimit *limit, uint64_t speed, uint64_t no
     limit->fraction = 0;
 }
 
+void blkrepl__ratelimit_set_burst(struct ratelimit *limit, uint64_t units)
+{
+    limit->burst = units;
+}
+
 uint64_t blkrepl__ratelimit_next(const struct ratelimit *limit, uint64_t now_ns)
 {
     return limit->speed == 0 ? now_ns : limit->free_ns;
@@ -60,22 +65,42 @@ static uint64_t ratelimit_scale(uint64_t units, uint64_t speed, uint64_t *fracti
     return ns;
 }
 
-void blkrepl__ratelimit_take(struct ratelimit *limit, uint64_t units, uint64_t now_ns)
+/* What `units` cost, with *fraction carried over; saturates. */
+static uint64_t ratelimit_price(uint64_t units, uint64_t speed, uint64_t *fraction)
 {
-    uint64_t speed = limit->speed;
-    uint64_t oldest = now_ns > BURST_NS ? now_ns - BURST_NS : 0;
     uint64_t price;
 
-    if (speed == 0) {
+    if (!checked_mul(units / speed, NS_PER_SEC, &price) ||
+        !checked_add(price, ratelimit_scale(units % speed, speed, fraction), &price)) {
+        return UINT64_MAX;
+    }
+    return price;
+}
+
+/* The earliest instant at which all may have been paid. */
+static uint64_t ratelimit_oldest(const struct ratelimit *limit, uint64_t now_ns)
+{
+    uint64_t none = 0;
+    uint64_t burst_ns =
+        limit->burst == 0 ? BURST_NS : ratelimit_price(limit->burst, limit->speed, &none);
+
+    return now_ns > burst_ns ? now_ns - burst_ns : 0;
+}
+
+void blkrepl__ratelimit_take(struct ratelimit *limit, uint64_t units, uint64_t now_ns)
+{
+    uint64_t oldest;
+
+    if (limit->speed == 0) {
         return;
     }
+    oldest = limit->free_ns < now_ns ? ratelimit_oldest(limit, now_ns) : 0;
     if (limit->free_ns < oldest) {
         limit->free_ns = oldest;
         limit->fraction = 0;
     }
-    if (!checked_mul(units / speed, NS_PER_SEC, &price) ||
-        !checked_add(price, ratelimit_scale(units % speed, speed, &limit->fraction), &price) ||
-        !checked_add(limit->free_ns, price, &limit->free_ns)) {
+    if (!checked_add(limit->free_ns, ratelimit_price(units, limit->speed, &limit->fraction),
+                     &limit->free_ns)) {
         limit->free_ns = UINT64_MAX;
     }
 }

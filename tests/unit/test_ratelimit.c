@@ -60,7 +60,7 @@ static uint64_t wide_div(struct wide w, uint64_t divisor, uint64_t *rest)
 
 static void ratelimit_without_a_speed_never_waits(void **state)
 {
-    struct ratelimit limit;
+    struct ratelimit limit = {.speed = 0};
 
     (void)state;
     blkrepl__ratelimit_set(&limit, 0, START);
@@ -73,7 +73,7 @@ static void ratelimit_without_a_speed_never_waits(void **state)
 
 static void ratelimit_piece_is_let_through_and_paid_afterwards(void **state)
 {
-    struct ratelimit limit;
+    struct ratelimit limit = {.speed = 0};
 
     (void)state;
     blkrepl__ratelimit_set(&limit, 1000, START);
@@ -86,7 +86,7 @@ static void ratelimit_piece_is_let_through_and_paid_afterwards(void **state)
 
 static void ratelimit_idleness_earns_a_tenth_of_a_second(void **state)
 {
-    struct ratelimit limit;
+    struct ratelimit limit = {.speed = 0};
     uint64_t now = START + 3600 * SEC;
     uint64_t taken = 0;
 
@@ -101,7 +101,7 @@ static void ratelimit_idleness_earns_a_tenth_of_a_second(void **state)
 
 static void ratelimit_short_idleness_earns_no_more_than_it_lasted(void **state)
 {
-    struct ratelimit limit;
+    struct ratelimit limit = {.speed = 0};
 
     (void)state;
     blkrepl__ratelimit_set(&limit, 1000, START);
@@ -112,9 +112,51 @@ static void ratelimit_short_idleness_earns_no_more_than_it_lasted(void **state)
     assert_true(blkrepl__ratelimit_next(&limit, 10) == 5 + SEC / 1000);
 }
 
+/* How many single units go at once after an hour of idleness. */
+static uint64_t burst_after_an_hour(struct ratelimit *limit, uint64_t *now)
+{
+    uint64_t taken = 0;
+
+    for (*now += 3600 * SEC; blkrepl__ratelimit_next(limit, *now) <= *now; taken++) {
+        blkrepl__ratelimit_take(limit, 1, *now);
+    }
+    return taken;
+}
+
+static void ratelimit_burst_is_what_was_set(void **state)
+{
+    struct ratelimit limit = {.speed = 0};
+    uint64_t now = START;
+
+    (void)state;
+    blkrepl__ratelimit_set_burst(&limit, 7); /* before a speed is set */
+    blkrepl__ratelimit_set(&limit, 1000, START);
+    assert_int_equal(burst_after_an_hour(&limit, &now), 8);
+    assert_true(blkrepl__ratelimit_next(&limit, now) == now + SEC / 1000);
+    blkrepl__ratelimit_set_burst(&limit, 2500); /* more than a second's worth */
+    assert_int_equal(burst_after_an_hour(&limit, &now), 2501);
+    blkrepl__ratelimit_set(&limit, 3, now); /* units stay units at another speed */
+    assert_int_equal(burst_after_an_hour(&limit, &now), 2501);
+    blkrepl__ratelimit_set_burst(&limit, 0);
+    assert_int_equal(burst_after_an_hour(&limit, &now), 1); /* a tenth of 3 is less than one */
+    blkrepl__ratelimit_set(&limit, 1000, now);
+    assert_int_equal(burst_after_an_hour(&limit, &now), 101);
+}
+
+static void ratelimit_burst_longer_than_the_clock_reaches_back_to_its_start(void **state)
+{
+    struct ratelimit limit = {.speed = 0};
+
+    (void)state;
+    blkrepl__ratelimit_set_burst(&limit, UINT64_MAX);
+    blkrepl__ratelimit_set(&limit, 1, 0);
+    blkrepl__ratelimit_take(&limit, 5, START);
+    assert_true(blkrepl__ratelimit_next(&limit, START) == 5 * SEC);
+}
+
 static void ratelimit_set_forgives_debt_and_credit(void **state)
 {
-    struct ratelimit limit;
+    struct ratelimit limit = {.speed = 0};
 
     (void)state;
     blkrepl__ratelimit_set(&limit, 1, START);
@@ -131,7 +173,7 @@ static void ratelimit_set_forgives_debt_and_credit(void **state)
 /* A piece costs a third of a nanosecond; three million pieces a millisecond. */
 static void ratelimit_rounding_does_not_add_up(void **state)
 {
-    struct ratelimit limit;
+    struct ratelimit limit = {.speed = 0};
 
     (void)state;
     blkrepl__ratelimit_set(&limit, 3 * SEC, START);
@@ -147,7 +189,7 @@ static void ratelimit_average_holds_for_any_piece_size(void **state)
 {
     (void)state;
     for (uint64_t speed = 7; speed < UINT64_C(1) << 40; speed *= 11) {
-        struct ratelimit limit;
+        struct ratelimit limit = {.speed = 0};
         uint64_t now = START;
         uint64_t sum = 0;
         uint64_t rest;
@@ -201,7 +243,7 @@ static void ratelimit_arithmetic_is_exact_for_powers_of_two(void **state)
     (void)state;
     for (int speed = 36; speed < 64; speed++) {
         for (int units = 35; units < speed; units++) {
-            struct ratelimit limit;
+            struct ratelimit limit = {.speed = 0};
             uint64_t rest;
             uint64_t ns =
                 wide_div(wide_mul_add(UINT64_C(1) << units, SEC, 0), UINT64_C(1) << speed, &rest);
@@ -216,7 +258,7 @@ static void ratelimit_arithmetic_is_exact_for_powers_of_two(void **state)
 
 static void ratelimit_overflow_saturates(void **state)
 {
-    struct ratelimit limit;
+    struct ratelimit limit = {.speed = 0};
 
     (void)state;
     blkrepl__ratelimit_set(&limit, 1, START);
@@ -248,6 +290,8 @@ int main(void)
         cmocka_unit_test(ratelimit_piece_is_let_through_and_paid_afterwards),
         cmocka_unit_test(ratelimit_idleness_earns_a_tenth_of_a_second),
         cmocka_unit_test(ratelimit_short_idleness_earns_no_more_than_it_lasted),
+        cmocka_unit_test(ratelimit_burst_is_what_was_set),
+        cmocka_unit_test(ratelimit_burst_longer_than_the_clock_reaches_back_to_its_start),
         cmocka_unit_test(ratelimit_set_forgives_debt_and_credit),
         cmocka_unit_test(ratelimit_rounding_does_not_add_up),
         cmocka_unit_test(ratelimit_average_holds_for_any_piece_size),
