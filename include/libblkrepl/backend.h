@@ -89,7 +89,10 @@ enum blkrepl_io_flags {
     /** ZEROES: answer -ENOTSUP rather than write buffers. */
     BLKREPL_IO_NO_FALLBACK = 4,
     /** Work of a job that no guest waits for: let other requests pass. */
-    BLKREPL_IO_BACKGROUND = 8
+    BLKREPL_IO_BACKGROUND = 8,
+    /** WRITE of a job: store it compressed.  One cluster of the backend, or its
+     *  last one; only if it has declared BLKREPL_BACKEND_COMPRESS. */
+    BLKREPL_IO_COMPRESS = 16
 };
 
 /**
@@ -122,7 +125,9 @@ enum blkrepl_backend_flags {
     /** Writes will be refused; WRITE need not be declared. */
     BLKREPL_BACKEND_READ_ONLY = 1,
     /** BLKREPL_IO_FUA is understood. */
-    BLKREPL_BACKEND_FUA = 2
+    BLKREPL_BACKEND_FUA = 2,
+    /** BLKREPL_IO_COMPRESS is understood. */
+    BLKREPL_BACKEND_COMPRESS = 4
 };
 
 /** What a backend is like; filled by get_info, asked once at open. */

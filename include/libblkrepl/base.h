@@ -48,6 +48,10 @@ typedef struct blkrepl_image blkrepl_image;
 typedef struct blkrepl_bitmap blkrepl_bitmap;
 /** A background operation: see job.h. */
 typedef struct blkrepl_job blkrepl_job;
+/** Jobs that belong together: see job.h. */
+typedef struct blkrepl_group blkrepl_group;
+/** A limit that images and jobs share: see throttle.h. */
+typedef struct blkrepl_throttle blkrepl_throttle;
 
 /** A piece of memory; the layout is that of struct iovec. */
 typedef struct blkrepl_iovec {

@@ -161,11 +161,12 @@ BLKREPL_API int blkrepl_context_create(const blkrepl_context_options *options,
  * The first call closes: from then on only polls and their like,
  * blkrepl_context_now(), blkrepl_io_complete(), blkrepl_write_end(),
  * blkrepl_write_cancel(), blkrepl_job_cancel(), queries, blkrepl_image_close(),
- * blkrepl_job_free(), the functions of bitmap.h but create, add and transact, and
- * this function are accepted; everything else answers -ESHUTDOWN.
+ * blkrepl_job_free(), the functions of bitmap.h but create, add and transact, those
+ * of throttle.h but create and blkrepl_image_set_throttle(), and this function are
+ * accepted; everything else answers -ESHUTDOWN.
  * Jobs are cancelled, the backends' cancel is called for requests
  * in flight, and blocking polls return.  Guest requests and brackets that wait
- * go on; those that waited for a job are released.
+ * go on; those that waited for a job or a throttle are released.
  *
  * If nobody polls, this call also polls, so waiting callbacks run inside it.
  *

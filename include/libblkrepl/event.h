@@ -33,8 +33,8 @@ enum blkrepl_event_type {
      *  object_kind is LANE, object_id the lane's number. */
     BLKREPL_EVENT_ROOM = 1,
     /** The public state of a job has changed (not to CONCLUDED, which is
-     *  JOB_DONE), or it was paused or resumed; ask blkrepl_job_query() for the
-     *  present state. */
+     *  JOB_DONE), it was paused, also by an error, or resumed, or it may be
+     *  finalized; ask blkrepl_job_query() for the present state. */
     BLKREPL_EVENT_JOB_STATE = 2,
     /** A request of a job has failed: side, offset, bytes and error tell which
      *  and why. */
@@ -55,7 +55,8 @@ enum blkrepl_object_kind {
 /** On which side of a job something happened. */
 enum blkrepl_side {
     BLKREPL_SIDE_SOURCE = 1,
-    BLKREPL_SIDE_TARGET = 2
+    BLKREPL_SIDE_TARGET = 2,
+    BLKREPL_SIDE_SPILL = 3
 };
 
 /** An event; valid only while the callback runs. */

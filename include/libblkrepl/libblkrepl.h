@@ -57,6 +57,9 @@
 #include <libblkrepl/event.h>
 #include <libblkrepl/image.h>
 #include <libblkrepl/job.h>
+#include <libblkrepl/snapshot.h>
+#include <libblkrepl/throttle.h>
+#include <libblkrepl/verify.h>
 #include <libblkrepl/version.h>
 
 #endif

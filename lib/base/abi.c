@@ -193,7 +193,16 @@ NEXT(blkrepl_backup_options, cbw_timeout_ns, workers_max);
 NEXT(blkrepl_backup_options, workers_max, sync);
 NEXT(blkrepl_backup_options, sync, on_cbw_error);
 NEXT(blkrepl_backup_options, on_cbw_error, reserved0);
-LAST(blkrepl_backup_options, reserved0, 96);
+NEXT(blkrepl_backup_options, reserved0, on_source_error);
+NEXT(blkrepl_backup_options, on_source_error, on_target_error);
+NEXT(blkrepl_backup_options, on_target_error, job_flags);
+NEXT(blkrepl_backup_options, job_flags, bitmap_mode);
+NEXT(blkrepl_backup_options, bitmap_mode, bitmap);
+NEXT(blkrepl_backup_options, bitmap, spill);
+NEXT(blkrepl_backup_options, spill, spill_bytes_max);
+NEXT(blkrepl_backup_options, spill_bytes_max, speed_burst_bytes);
+NEXT(blkrepl_backup_options, speed_burst_bytes, throttle);
+LAST(blkrepl_backup_options, throttle, 152);
 
 FIRST(blkrepl_job_info, struct_size);
 NEXT(blkrepl_job_info, struct_size, kind);
@@ -219,7 +228,15 @@ NEXT(blkrepl_job_info, user, reserved0);
 NEXT(blkrepl_job_info, reserved0, name);
 NEXT(blkrepl_job_info, name, message);
 NEXT(blkrepl_job_info, message, offloaded_bytes);
-LAST(blkrepl_job_info, offloaded_bytes, 464);
+NEXT(blkrepl_job_info, offloaded_bytes, source_errors);
+NEXT(blkrepl_job_info, source_errors, target_errors);
+NEXT(blkrepl_job_info, target_errors, spill_errors);
+NEXT(blkrepl_job_info, spill_errors, failed_bytes);
+NEXT(blkrepl_job_info, failed_bytes, spilled_bytes);
+NEXT(blkrepl_job_info, spilled_bytes, spilled_bytes_total);
+NEXT(blkrepl_job_info, spilled_bytes_total, differing_bytes);
+NEXT(blkrepl_job_info, differing_bytes, group_id);
+LAST(blkrepl_job_info, group_id, 528);
 
 FIRST(blkrepl_bitmap_options, struct_size);
 NEXT(blkrepl_bitmap_options, struct_size, flags);
@@ -257,6 +274,51 @@ NEXT(blkrepl_bitmap_action, out, source_count);
 NEXT(blkrepl_bitmap_action, source_count, reserved0);
 LAST(blkrepl_bitmap_action, reserved0, 56);
 
+FIRST(blkrepl_throttle_options, struct_size);
+NEXT(blkrepl_throttle_options, struct_size, flags);
+NEXT(blkrepl_throttle_options, flags, bytes_per_sec);
+NEXT(blkrepl_throttle_options, bytes_per_sec, ops_per_sec);
+NEXT(blkrepl_throttle_options, ops_per_sec, burst_bytes);
+NEXT(blkrepl_throttle_options, burst_bytes, burst_ops);
+LAST(blkrepl_throttle_options, burst_ops, 40);
+
+FIRST(blkrepl_throttle_info, struct_size);
+NEXT(blkrepl_throttle_info, struct_size, waiting);
+NEXT(blkrepl_throttle_info, waiting, id);
+NEXT(blkrepl_throttle_info, id, bytes);
+NEXT(blkrepl_throttle_info, bytes, ops);
+NEXT(blkrepl_throttle_info, ops, delayed_ops);
+NEXT(blkrepl_throttle_info, delayed_ops, bytes_per_sec);
+NEXT(blkrepl_throttle_info, bytes_per_sec, ops_per_sec);
+NEXT(blkrepl_throttle_info, ops_per_sec, burst_bytes);
+NEXT(blkrepl_throttle_info, burst_bytes, burst_ops);
+LAST(blkrepl_throttle_info, burst_ops, 72);
+
+FIRST(blkrepl_snapshot_options, struct_size);
+NEXT(blkrepl_snapshot_options, struct_size, queue_depth);
+NEXT(blkrepl_snapshot_options, queue_depth, name);
+NEXT(blkrepl_snapshot_options, name, user);
+NEXT(blkrepl_snapshot_options, user, release);
+NEXT(blkrepl_snapshot_options, release, reserved0);
+LAST(blkrepl_snapshot_options, reserved0, 40);
+
+FIRST(blkrepl_verify_options, struct_size);
+NEXT(blkrepl_verify_options, struct_size, flags);
+NEXT(blkrepl_verify_options, flags, name);
+NEXT(blkrepl_verify_options, name, user);
+NEXT(blkrepl_verify_options, user, release);
+NEXT(blkrepl_verify_options, release, only);
+NEXT(blkrepl_verify_options, only, differing);
+NEXT(blkrepl_verify_options, differing, throttle);
+NEXT(blkrepl_verify_options, throttle, speed_bytes_per_sec);
+NEXT(blkrepl_verify_options, speed_bytes_per_sec, chunk_bytes_max);
+NEXT(blkrepl_verify_options, chunk_bytes_max, workers_max);
+NEXT(blkrepl_verify_options, workers_max, on_error);
+NEXT(blkrepl_verify_options, on_error, job_flags);
+NEXT(blkrepl_verify_options, job_flags, reserved0);
+NEXT(blkrepl_verify_options, reserved0, guest_timeout_ns);
+LAST(blkrepl_verify_options, guest_timeout_ns, 96);
+
 /* These never change, whatever is appended later. */
 SAME(BLKREPL_CONTEXT_OPTIONS_V1_BYTES, 96);
 SAME(BLKREPL_ALLOCATOR_V1_BYTES, 72);
@@ -268,9 +330,13 @@ SAME(BLKREPL_BRACKET_V1_BYTES, 32);
 SAME(BLKREPL_BITMAP_OPTIONS_V1_BYTES, 40);
 SAME(BLKREPL_BITMAP_ACTION_V1_BYTES, 56);
 SAME(BLKREPL_BACKUP_OPTIONS_V1_BYTES, 96);
+SAME(BLKREPL_SNAPSHOT_OPTIONS_V1_BYTES, 40);
+SAME(BLKREPL_THROTTLE_OPTIONS_V1_BYTES, 40);
+SAME(BLKREPL_VERIFY_OPTIONS_V1_BYTES, 88);
 SAME(BLKREPL_IMAGE_INFO_V1_BYTES, 120);
 SAME(BLKREPL_BITMAP_INFO_V1_BYTES, 1096);
 SAME(BLKREPL_JOB_INFO_V1_BYTES, 456);
+SAME(BLKREPL_THROTTLE_INFO_V1_BYTES, 72);
 SAME(BLKREPL_BACKEND_INFO_V1_BYTES, 56);
 
 #endif

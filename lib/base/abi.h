@@ -22,11 +22,15 @@
 #define BLKREPL_BITMAP_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_bitmap_options, user)
 #define BLKREPL_BITMAP_ACTION_V1_BYTES ABI_BYTES_TO(blkrepl_bitmap_action, reserved0)
 #define BLKREPL_BACKUP_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_backup_options, reserved0)
+#define BLKREPL_SNAPSHOT_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_snapshot_options, reserved0)
+#define BLKREPL_THROTTLE_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_throttle_options, burst_ops)
+#define BLKREPL_VERIFY_OPTIONS_V1_BYTES ABI_BYTES_TO(blkrepl_verify_options, reserved0)
 
 /* Structs that go out, and the one that a backend fills for us. */
 #define BLKREPL_IMAGE_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_image_info, name)
 #define BLKREPL_BITMAP_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_bitmap_info, name)
 #define BLKREPL_JOB_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_job_info, message)
+#define BLKREPL_THROTTLE_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_throttle_info, burst_ops)
 #define BLKREPL_BACKEND_INFO_V1_BYTES ABI_BYTES_TO(blkrepl_backend_info, cluster_bytes)
 
 #endif

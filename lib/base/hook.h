@@ -17,30 +17,35 @@
 #include "base/compiler.h"
 
 enum stretch_site {
-    STRETCH_INBOX,        /* completions stay in a lane's inbox */
-    STRETCH_READY,        /* what became ready goes behind the others */
-    STRETCH_COMPLETED,    /* a completion is handled after later ones */
-    STRETCH_ADVANCE,      /* the rest is left to the next entry */
-    STRETCH_TIMER,        /* timers are looked at the next time */
-    STRETCH_OUTBOX,       /* the rest is given away by the next entry */
-    STRETCH_CLOSE,        /* a backend is closed later */
-    STRETCH_BATCH,        /* one request for a submit */
-    STRETCH_MACHINE,      /* a job takes its step in the next poll */
-    STRETCH_POLL,         /* no short cut through a poll */
-    STRETCH_CALLBACK,     /* one callback at a time */
-    STRETCH_EVENT,        /* events in the next poll */
-    STRETCH_QUICK,        /* a guest request does not go the quick way */
-    STRETCH_QUICK_AGAIN,  /* an image goes back to the quick way early */
-    STRETCH_GUEST_START,  /* a guest request takes its first step later */
-    STRETCH_GUEST_STEP,   /* a guest request takes its next step later */
-    STRETCH_GUEST_ALONE,  /* a write looks for others though there are none */
-    STRETCH_BOUNCE,       /* a buffer is not to be had at once */
-    STRETCH_GO,           /* a bracket is told later that it may go */
-    STRETCH_COPY_CLAIM,   /* a copy that was claimed does not begin at once */
-    STRETCH_COPY_PUMP,    /* no more copies are started this time */
-    STRETCH_COPY_PROBE,   /* no look ahead for holes */
-    STRETCH_COPY_HELD,    /* a copy that may write to the target does so later */
-    STRETCH_BACKUP_STATE, /* a backup stays between two states */
+    STRETCH_INBOX,         /* completions stay in a lane's inbox */
+    STRETCH_READY,         /* what became ready goes behind the others */
+    STRETCH_COMPLETED,     /* a completion is handled after later ones */
+    STRETCH_ADVANCE,       /* the rest is left to the next entry */
+    STRETCH_TIMER,         /* timers are looked at the next time */
+    STRETCH_OUTBOX,        /* the rest is given away by the next entry */
+    STRETCH_CLOSE,         /* a backend is closed later */
+    STRETCH_BATCH,         /* one request for a submit */
+    STRETCH_MACHINE,       /* a job takes its step in the next poll */
+    STRETCH_POLL,          /* no short cut through a poll */
+    STRETCH_CALLBACK,      /* one callback at a time */
+    STRETCH_EVENT,         /* events in the next poll */
+    STRETCH_QUICK,         /* a guest request does not go the quick way */
+    STRETCH_QUICK_AGAIN,   /* an image goes back to the quick way early */
+    STRETCH_GUEST_START,   /* a guest request takes its first step later */
+    STRETCH_GUEST_STEP,    /* a guest request takes its next step later */
+    STRETCH_GUEST_ALONE,   /* a write looks for others though there are none */
+    STRETCH_BOUNCE,        /* a buffer is not to be had at once */
+    STRETCH_GO,            /* a bracket is told later that it may go */
+    STRETCH_COPY_CLAIM,    /* a copy that was claimed does not begin at once */
+    STRETCH_COPY_PUMP,     /* no more copies are started this time */
+    STRETCH_COPY_PROBE,    /* no look ahead for holes */
+    STRETCH_COPY_HELD,     /* a copy that may write to the target does so later */
+    STRETCH_SNAPSHOT_WAIT, /* a snapshot looks later for what it is to read */
+    STRETCH_BACKUP_STATE,  /* a backup stays between two states */
+    STRETCH_THROTTLE,      /* who may pass a throttle waits once more */
+    STRETCH_VERIFY_CLAIM,  /* a comparison that was claimed does not begin at once */
+    STRETCH_VERIFY_PUMP,   /* no more comparisons are started this time */
+    STRETCH_VERIFY_STATE,  /* a verify job stays between two states */
     STRETCH_SITE_COUNT
 };
 

@@ -293,6 +293,23 @@ void blkrepl__bitmap_record(struct blkrepl_bitmap *bitmap, bool on)
     bitmap->enabled = on;
 }
 
+int blkrepl__bitmap_announce(struct blkrepl_bitmap *bitmap, const char *verb)
+{
+    int rc = blkrepl__bitmap_changeable(bitmap, verb);
+
+    if (rc == 0 && bitmap->freezing) {
+        rc = blkrepl__fail(-EBUSY, "bitmap \"%.100s\": %s: it is busy",
+                           blkrepl__bitmap_called(bitmap), verb);
+    }
+    bitmap->freezing = bitmap->freezing || rc == 0;
+    return rc;
+}
+
+void blkrepl__bitmap_renounce(struct blkrepl_bitmap *bitmap)
+{
+    bitmap->freezing = false;
+}
+
 void blkrepl__bitmap_freeze(struct blkrepl_bitmap *bitmap, const struct dirtymap *since)
 {
     CHECK(!bitmap->busy);

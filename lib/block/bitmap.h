@@ -42,7 +42,7 @@ struct blkrepl_bitmap {
     uint32_t refs;          /* the context's lock alone */
     uint32_t handles;
     bool leaving;     /* inside a transaction: it is about to be removed, */
-    bool freezing;    /* or frozen */
+    bool freezing;    /* or, also for a job, frozen */
     struct list held; /* its lock is taken, or about to be */
     /* Content. */
     struct dirtymap map;
@@ -88,8 +88,15 @@ const char *blkrepl__bitmap_called(const struct blkrepl_bitmap *bitmap);
  * stop recording.  What is in flight is marked when it stops. */
 void blkrepl__bitmap_record(struct blkrepl_bitmap *bitmap, bool on);
 
-/* The successor, with the same.  freeze takes over the memory of `since`; the other two
- * give memory back that is to be freed (blkrepl__dirtymap_fini) when no lock is held. */
+/* Say that a bitmap is about to be frozen: nobody else may use it any more.  Take it
+ * back, or let the freeze follow.  With the context's lock.
+ * Returns: 0; -EBUSY; BLKREPL_ERR_STATE. */
+int blkrepl__bitmap_announce(struct blkrepl_bitmap *bitmap, const char *verb);
+void blkrepl__bitmap_renounce(struct blkrepl_bitmap *bitmap);
+
+/* The successor, with the locks that recording needs.  freeze takes over the memory of
+ * `since`; the other two give memory back that is to be freed (blkrepl__dirtymap_fini)
+ * when no lock is held. */
 void blkrepl__bitmap_freeze(struct blkrepl_bitmap *bitmap, const struct dirtymap *since);
 void blkrepl__bitmap_abdicate(struct blkrepl_bitmap *bitmap, struct dirtymap *unused);
 void blkrepl__bitmap_reclaim(struct blkrepl_bitmap *bitmap, struct dirtymap *unused);

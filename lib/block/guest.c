@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* guest.c - the way of a guest request through an image.
  *
- * Reads, flushes and status go straight to the backend.  A write waits for its
- * turn, passes the taps (jobs save old data), and is given to the backend, or
+ * Reads, writes, zeroes and discards pass the image's throttle first.  Reads,
+ * flushes and status then go straight to the backend.  A write waits for its turn,
+ * which it has from here on, passes the taps (jobs save old data), and is given to the backend, or
  * to the host when it is a bracket.  Zeroes and discards of the through form
  * pass the taps piece by piece.
  *
@@ -11,6 +12,8 @@
  *      another kind never has one.
  *   2. The range is `given` in GIVEN, GO_DUE and GO, and nowhere else.
  *   3. The callback is on its lane's list in GO_DUE and ENDED, and nowhere else.
+ *
+ *   FREE -> THROTTLED -> as from FREE, or ENDED
  *
  *   FREE -> QUEUED -> TAPPED -> GIVEN -> ENDED -> FREE         (through)
  *                       ^  |      |        ^
@@ -22,9 +25,13 @@
  * FREE; it keeps writes in stripes, so that invariants 1 and 2 begin to hold when
  * the guest is turned to the slow way.
  *
- *   FREE   -> QUEUED   blkrepl__guest_start   a write or a bracket
- *   FREE   -> GIVEN    blkrepl__guest_start   anything else
+ *   FREE   -> THROTTLED  blkrepl__guest_start  the image has a throttle
+ *   FREE   -> QUEUED   guest_begin            a write or a bracket
+ *   FREE   -> GIVEN    guest_begin            anything else
  *   FREE   -> GO       blkrepl__guest_enter   a bracket of the quick way
+ *   THROTTLED -> QUEUED  guest_begin          let through, a write or a bracket
+ *   THROTTLED -> GIVEN   guest_begin          let through, anything else
+ *   THROTTLED -> ENDED   blkrepl__guest_cancel_wait
  *   QUEUED -> TAPPED   guest_queued           no earlier write overlaps
  *   QUEUED -> ENDED    blkrepl__guest_cancel_wait
  *   TAPPED -> GIVEN    guest_tapped           through, taps and copies let it pass
@@ -41,21 +48,19 @@
 #include "block/guest.h"
 
 #include <errno.h>
-#include <inttypes.h>
 
 #include "base/checked.h"
 #include "base/hook.h"
 #include "block/quick.h"
-#include "core/error.h"
 #include "core/lane.h"
 #include "core/step.h"
-#include "core/wait.h"
 
 /* Pieces that a discard leaves out at once. */
 #define SKIPS_MAX 16
 
 static const uint32_t guest_next[GUEST_PHASE_COUNT] = {
-    [GUEST_FREE] = TO(GUEST_QUEUED) | TO(GUEST_GIVEN) | TO(GUEST_GO),
+    [GUEST_FREE] = TO(GUEST_THROTTLED) | TO(GUEST_QUEUED) | TO(GUEST_GIVEN) | TO(GUEST_GO),
+    [GUEST_THROTTLED] = TO(GUEST_QUEUED) | TO(GUEST_GIVEN) | TO(GUEST_ENDED),
     [GUEST_QUEUED] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
     [GUEST_TAPPED] = TO(GUEST_GIVEN) | TO(GUEST_GO_DUE) | TO(GUEST_ENDED),
     [GUEST_GIVEN] = TO(GUEST_TAPPED) | TO(GUEST_ENDED),
@@ -77,6 +82,7 @@ static enum step guest_step(struct guest *guest)
     case GUEST_TAPPED: return guest_tapped(guest);
     case GUEST_GIVEN: return guest_given(guest);
     case GUEST_FREE:
+    case GUEST_THROTTLED:
     case GUEST_GO_DUE:
     case GUEST_GO:
     case GUEST_ENDED: return STEP_DONE;
@@ -211,6 +217,9 @@ static enum step guest_tapped(struct guest *guest)
     copy = blkrepl__range_active_copy(guest_ranges(guest), start, end);
     if (copy != NULL) {
         range_wait(copy, &guest->ready);
+        if (copy->hasten != NULL) {
+            copy->hasten(copy);
+        }
         return STEP_WAIT;
     }
     return guest_give(guest);
@@ -265,10 +274,15 @@ static void guest_record(struct guest *guest, int result)
     }
 }
 
+static void guest_leave_throttle(struct guest *guest);
+
 /* Leave whatever it waited for, and its range. */
 static void guest_withdraw(struct guest *guest)
 {
     list_unlink(&guest->ready.link);
+    if (guest->phase == GUEST_THROTTLED) {
+        guest_leave_throttle(guest);
+    }
     /* Not always the tap that was asked last: another one may fail the write. */
     if (guest->tap_parked != NULL) {
         guest->tap_parked->forget(guest->tap_parked, guest);
@@ -361,24 +375,14 @@ static void guest_first_steps(struct guest *guest)
     }
 }
 
-void blkrepl__guest_start(struct guest *guest)
+/* It has passed the throttle, if there is one: it is on its way. */
+static void guest_begin(struct guest *guest)
 {
-    if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
-        guest_shrink_discard(guest);
-    }
-    if (guest->opcode == BLKREPL_OP_FLUSH) {
+    if (guest->opcode == BLKREPL_OP_FLUSH ||
+        ((guest->flags & BLKREPL_IO_FUA) != 0 &&
+         (guest->image->leaf->port.info.flags & BLKREPL_BACKEND_FUA) == 0)) {
         record_flush(&guest->image->record, &guest->flush);
         guest->flush_due = leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH);
-    }
-    if ((guest->flags & BLKREPL_IO_FUA) != 0 &&
-        (guest->image->leaf->port.info.flags & BLKREPL_BACKEND_FUA) == 0) {
-        record_flush(&guest->image->record, &guest->flush);
-        guest->flush_due = leaf_has(guest->image->leaf, BLKREPL_OP_FLUSH);
-    }
-    if (!guest->beside && blkrepl__piece_refused(guest)) {
-        blkrepl__guest_enter(guest, GUEST_GIVEN);
-        guest_end(guest, -ENOTSUP);
-        return;
     }
     if (guest_writes(guest) && guest->bytes > 0 && !guest_needless(guest)) {
         guest_add_range(guest);
@@ -389,6 +393,91 @@ void blkrepl__guest_start(struct guest *guest)
     } else {
         blkrepl__guest_enter(guest, GUEST_GIVEN);
         guest_given(guest);
+    }
+}
+
+/* Whether one that was accepted before it has been let through, or is about to be, and
+ * has not taken its place among the image's requests yet. */
+static bool guest_overtakes(const struct guest *guest)
+{
+    const struct list *link = guest->image_link.prev;
+
+    while (link != &guest->image->guests &&
+           CONTAINER_OF(link, const struct guest, image_link)->phase != GUEST_THROTTLED) {
+        link = link->prev;
+    }
+    return link != &guest->image->guests;
+}
+
+/* THROTTLED: it is let through. */
+static void guest_throttled(struct ready *ready)
+{
+    struct guest *guest = CONTAINER_OF(ready, struct guest, turn.ready);
+
+    if (guest_overtakes(guest)) {
+        blkrepl__ready_wake(guest->ctx, ready); /* the other one has been woken before it */
+        return;
+    }
+    guest_leave_throttle(guest);
+    guest_begin(guest);
+}
+
+/* A write that waits here has no range yet, but is one of the image's writes. */
+static void guest_leave_throttle(struct guest *guest)
+{
+    blkrepl__throttle_leave(guest->image->throttle, &guest->turn);
+    guest->image->writes -= guest_writes(guest);
+    guest->image->throttled--;
+}
+
+/* Whether it has to wait for the image's throttle, or for others that did: it is in the
+ * row then, or woken behind them. */
+static bool guest_must_wait(struct guest *guest)
+{
+    struct blkrepl_throttle *throttle = guest->image->throttle;
+    uint32_t throttled = guest->image->throttled;
+
+    if (LIKELY(throttle == NULL && throttled == 0) ||
+        (guest->opcode != BLKREPL_OP_READ && !guest_writes(guest))) {
+        return false;
+    }
+    guest->turn.bytes = guest->bytes;
+    guest->turn.ready.run = guest_throttled;
+    if (throttle != NULL && !blkrepl__throttle_pass(throttle, &guest->turn)) {
+        return true;
+    }
+    if (throttled > 0) {
+        blkrepl__ready_wake(guest->ctx, &guest->turn.ready);
+    }
+    return throttled > 0;
+}
+
+void blkrepl__guests_pass(struct blkrepl_image *image)
+{
+    for (struct list *link = image->guests.next; link != &image->guests; link = link->next) {
+        struct guest *guest = CONTAINER_OF(link, struct guest, image_link);
+
+        if (guest->phase == GUEST_THROTTLED) {
+            blkrepl__throttle_leave(image->throttle, &guest->turn);
+            blkrepl__ready_wake(image->ctx, &guest->turn.ready);
+        }
+    }
+}
+
+void blkrepl__guest_start(struct guest *guest)
+{
+    if (guest->opcode == BLKREPL_OP_DISCARD && !guest->beside) {
+        guest_shrink_discard(guest);
+    }
+    if (!guest->beside && blkrepl__piece_refused(guest)) {
+        blkrepl__guest_enter(guest, GUEST_GIVEN);
+        guest_end(guest, -ENOTSUP);
+    } else if (guest_must_wait(guest)) {
+        blkrepl__guest_enter(guest, GUEST_THROTTLED);
+        guest->image->writes += guest_writes(guest);
+        guest->image->throttled++;
+    } else {
+        guest_begin(guest);
     }
 }
 
@@ -409,32 +498,6 @@ void blkrepl__guest_cancel_wait(struct guest *guest)
 {
     blkrepl__lane_uncallback(&guest->ctx->lanes[guest->lane], &guest->callback);
     guest_end(guest, -ECANCELED);
-}
-
-static void guests_free(struct blkrepl_context *ctx)
-{
-    blkrepl__free(&ctx->alloc, ctx->guests);
-}
-
-int blkrepl__guests_prepare(struct blkrepl_context *ctx)
-{
-    uint64_t count = (uint64_t)ctx->lane_count * ctx->requests_max;
-    int rc = 0;
-
-    blkrepl__enter(ctx);
-    if (ctx->guests == NULL) {
-        ctx->guests = blkrepl__zalloc_array(&ctx->alloc, count, sizeof(struct guest));
-        ctx->guests_free = guests_free;
-        ctx->quick_stop = blkrepl__quick_stop_all;
-        rc = ctx->guests != NULL ? 0 : blkrepl__fail(-ENOMEM, "image: no memory");
-    }
-    blkrepl__leave(ctx, 0);
-    return rc;
-}
-
-struct guest *blkrepl__guest_of_slot(struct blkrepl_context *ctx, uint32_t index)
-{
-    return (struct guest *)ctx->guests + index;
 }
 
 struct guest *blkrepl__guest_reset(struct blkrepl_image *image, uint32_t number,
@@ -463,70 +526,6 @@ struct guest *blkrepl__guest_reset(struct blkrepl_image *image, uint32_t number,
     return guest;
 }
 
-struct guest *blkrepl__guest_take(struct blkrepl_image *image, uint32_t number)
-{
-    struct lane *lane = &image->ctx->lanes[number];
-    struct request *request;
-    struct guest *guest;
-
-    pthread_mutex_lock(&lane->lock);
-    request = blkrepl__lane_slot_take(lane);
-    pthread_mutex_unlock(&lane->lock);
-    if (request == NULL) {
-        return NULL;
-    }
-    blkrepl__quick_stop(image);
-    guest = blkrepl__guest_reset(image, number, request);
-    atomic_store_explicit(&request->quick, false, memory_order_relaxed);
-    blkrepl__guest_count(guest);
-    return guest;
-}
-
-int blkrepl__guest_no_room(struct blkrepl_image *image, uint32_t lane,
-                           const blkrepl_completion *done)
-{
-    struct blkrepl_context *ctx = image->ctx;
-
-    /* A blocking call waits for room by itself. */
-    if (done == NULL || done->fn != blkrepl__waiter_done) {
-        blkrepl__lane_want_room(&ctx->lanes[lane]);
-    }
-    return blkrepl__fail(-EAGAIN, "image \"%s\": all %" PRIu32 " requests are in use", image->name,
-                         ctx->requests_max);
-}
-
-void blkrepl__guest_put(struct guest *guest)
-{
-    struct blkrepl_image *image = guest->image;
-
-    CHECK(!range_live(&guest->range) && !list_linked(&guest->ready.link));
-    CHECK(!list_linked(&guest->tap_link));
-    blkrepl__guest_enter(guest, GUEST_FREE);
-    guest->token = 0;
-    image->requests--;
-    list_remove(&guest->image_link);
-    blkrepl__guest_slot_put(guest->ctx, guest->lane, guest->request);
-    blkrepl__quick_resume(image);
-    blkrepl__image_unref(image);
-}
-
-void blkrepl__guest_count(struct guest *guest)
-{
-    guest->image->requests++;
-    blkrepl__image_ref(guest->image);
-    list_append(&guest->image->guests, &guest->image_link);
-}
-
-void blkrepl__guest_uncount(struct guest *guest)
-{
-    struct blkrepl_image *image = guest->image;
-
-    CHECK(image->open && image->refs > 1);
-    image->requests--;
-    image->refs--;
-    list_remove(&guest->image_link);
-}
-
 void blkrepl__guest_hold_range(struct guest *guest)
 {
     guest_add_range(guest);
@@ -544,19 +543,6 @@ void blkrepl__guest_await_poll(struct guest *guest)
 {
     guest->callback.deliver = guest_deliver;
     guest->callback.quick = false;
-}
-
-struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t token)
-{
-    uint64_t index = token & REQUEST_INDEX_MASK;
-    struct guest *guest;
-
-    if (token == 0 || ctx->guests == NULL ||
-        index >= (uint64_t)ctx->lane_count * ctx->requests_max) {
-        return NULL;
-    }
-    guest = blkrepl__guest_of_slot(ctx, (uint32_t)index);
-    return !atomic_load(&ctx->slots[index].quick) && guest->token == token ? guest : NULL;
 }
 
 void blkrepl__guest_wake(struct guest *guest)

@@ -8,18 +8,20 @@
 
 #include "block/image.h"
 #include "block/iov.h"
+#include "block/throttle.h"
 #include "core/step.h"
 
 #define GUEST_IOVS 8
 
 enum guest_phase {
-    GUEST_FREE,   /* the slot is not in use */
-    GUEST_QUEUED, /* waits for earlier overlapping writes */
-    GUEST_TAPPED, /* waits for its taps, or for active copies */
-    GUEST_GIVEN,  /* the backend has it, or will get it */
-    GUEST_GO_DUE, /* bracket: the callback with its GO waits for a poll */
-    GUEST_GO,     /* bracket: the host has it */
-    GUEST_ENDED,  /* its callback waits for a poll */
+    GUEST_FREE,      /* the slot is not in use */
+    GUEST_THROTTLED, /* waits for the image's throttle */
+    GUEST_QUEUED,    /* waits for earlier overlapping writes */
+    GUEST_TAPPED,    /* waits for its taps, or for active copies */
+    GUEST_GIVEN,     /* the backend has it, or will get it */
+    GUEST_GO_DUE,    /* bracket: the callback with its GO waits for a poll */
+    GUEST_GO,        /* bracket: the host has it */
+    GUEST_ENDED,     /* its callback waits for a poll */
     GUEST_PHASE_COUNT
 };
 
@@ -60,6 +62,7 @@ struct guest {
     enum guest_phase phase;
     int result;
     struct ready ready;
+    struct throttle_waiter turn; /* THROTTLED */
     struct callback callback;
     struct range range;
     /* Changed by piece.c: where we are. */
@@ -117,6 +120,9 @@ struct guest *blkrepl__guest_of_token(struct blkrepl_context *ctx, uint64_t toke
 
 /* The guest of a slot. */
 struct guest *blkrepl__guest_of_slot(struct blkrepl_context *ctx, uint32_t index);
+
+/* The image's guests wait for its throttle no more, in the order in which they came. */
+void blkrepl__guests_pass(struct blkrepl_image *image);
 
 /* For quick.c, which takes guests from one way to the other: count a guest as
  * one of the image, or no more; hold the range of a write that has been given,

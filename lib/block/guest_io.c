@@ -31,7 +31,8 @@ static int call_check(const struct blkrepl_image *image, const struct guest_call
             -EINVAL, "image \"%s\": %" PRIu64 "+%" PRIu64 " is not inside its %" PRIu64 " bytes",
             image->name, call->offset, call->bytes, image_bytes(image));
     }
-    if (call_changes(call) && image->read_only) {
+    if (image->read_only && call_changes(call) &&
+        !(image->discards && call->opcode == BLKREPL_OP_DISCARD)) {
         return blkrepl__fail(-EROFS, "image \"%s\": read-only", image->name);
     }
     return 0;

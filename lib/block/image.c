@@ -12,6 +12,7 @@
 #include "block/bitmap.h"
 #include "block/guest.h"
 #include "block/quick.h"
+#include "block/throttle.h"
 #include "core/error.h"
 #include "core/lane.h"
 #include "core/port_quick.h"
@@ -174,6 +175,8 @@ void blkrepl__image_unref(struct blkrepl_image *image)
         return;
     }
     blkrepl__bitmaps_orphan(image);
+    blkrepl__throttle_unref(image->throttle);
+    image->throttle = NULL;
     blkrepl__port_drop(&image->leaf->port);
     if (image->release == NULL) {
         image_free(image);

@@ -15,6 +15,7 @@
 #include "block/record.h"
 #include <libblkrepl/image.h>
 
+struct blkrepl_throttle;
 struct guest;
 struct quick_stripe;
 struct tap;
@@ -43,6 +44,7 @@ struct blkrepl_image {
     struct leaf *leaf;
     uint64_t id;
     bool read_only;
+    bool discards; /* though it is read-only */
     void *user;
     void (*release)(void *user);
     char name[BLKREPL_NAME_MAX + 1];
@@ -51,14 +53,16 @@ struct blkrepl_image {
     struct list bitmaps;    /* struct blkrepl_bitmap.image_link, in the order of ids */
     uint32_t taps_attached; /* ever */
     uint32_t refs;
-    uint32_t requests; /* guest requests and brackets not yet ended */
-    uint32_t writes;   /* of these, the ones that change the medium */
+    uint32_t requests;  /* guest requests and brackets not yet ended */
+    uint32_t throttled; /* of these, the ones that wait for its throttle */
+    uint32_t writes;    /* of these, the ones that change the medium */
     uint32_t jobs_reading;
     uint32_t jobs_writing;
-    bool open;            /* the host has its handle */
-    struct list guests;   /* struct guest.image_link: requests of the slow way */
-    uint32_t slow_left;   /* of these, how many more before it may go the quick way */
-    struct record record; /* see there for its locks */
+    struct blkrepl_throttle *throttle; /* of guest I/O; NULL: none */
+    bool open;                         /* the host has its handle */
+    struct list guests;                /* struct guest.image_link: requests of the slow way */
+    uint32_t slow_left;                /* of these, how many more before it may go the quick way */
+    struct record record;              /* see there for its locks */
     /* Each has its own lock: see quick.h. */
     struct quick_stripe *stripes;
     uint32_t stripes_made; /* while the image is made and freed */

@@ -11,6 +11,7 @@
 #include "core/error.h"
 
 #define OPCODES_KNOWN 0xfeu /* READ .. COPY_FROM */
+#define FLAGS_KNOWN (BLKREPL_BACKEND_READ_ONLY | BLKREPL_BACKEND_FUA | BLKREPL_BACKEND_COMPRESS)
 #define CLUSTER_BYTES_MAX (1u << 24)
 #define REQUEST_ALIGNMENT_MAX LEAF_BOUNCE_BYTES
 #define MEMORY_ALIGNMENT_MAX 4096u
@@ -77,7 +78,7 @@ static int leaf_check_info(const blkrepl_backend_info *info)
     if ((info->opcodes & needed) != needed) {
         return blkrepl__fail(-EINVAL, "backend: READ, and WRITE unless read-only, are required");
     }
-    if ((info->flags & ~(uint32_t)(BLKREPL_BACKEND_READ_ONLY | BLKREPL_BACKEND_FUA)) != 0 ||
+    if ((info->flags & ~(uint32_t)FLAGS_KNOWN) != 0 ||
         !leaf_unit_valid(info->request_alignment, REQUEST_ALIGNMENT_MAX) ||
         !leaf_unit_valid(info->memory_alignment, MEMORY_ALIGNMENT_MAX) ||
         !leaf_unit_valid(info->cluster_bytes, CLUSTER_BYTES_MAX) || info->reserved0 != NULL) {

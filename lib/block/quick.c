@@ -503,6 +503,7 @@ static bool quick_convertible(const struct guest *guest)
         return !guest->beside && blkrepl__piece_whole(guest) && !request->queued &&
                request->io.lane == guest->lane && atomic_load(&request->live_id) != 0;
     case GUEST_FREE:
+    case GUEST_THROTTLED:
     case GUEST_QUEUED:
     case GUEST_TAPPED:
     case GUEST_GO_DUE: return false;
@@ -519,7 +520,8 @@ static bool quick_possible(const struct blkrepl_image *image, uint32_t *in_fligh
 
     *in_flight = 0;
     if (!image->open || image->ctx->shut || image->jobs_reading + image->jobs_writing > 0 ||
-        !list_empty(&image->taps) || !list_empty(&image->leaf->bounce_waiters)) {
+        !list_empty(&image->taps) || image->throttle != NULL ||
+        !list_empty(&image->leaf->bounce_waiters)) {
         return false;
     }
     for (link = image->guests.next; link != &image->guests; link = link->next) {

@@ -14,7 +14,7 @@
  * image goes back, with all that is in flight, when nothing stands against it.
  *
  * Invariants, while port.quick is set:
- *   1. The image has no tap and no job, its handle is open, its leaf's ranges
+ *   1. The image has no tap, no job and no throttle, its handle is open, its leaf's ranges
  *      are empty, and its port has no request of the slow way.
  *   2. A quick guest is on its lane's list `quick`, is GIVEN, GO or ENDED, and
  *      is not counted by the image; a GIVEN or GO write is in one stripe. */

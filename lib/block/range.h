@@ -32,6 +32,8 @@ struct range {
     uint64_t given_at;   /* WRITE: the instant when it was first given; 0: never */
     const void *owner;   /* COPY: its job's engine */
     struct list waiters; /* struct ready */
+    /* COPY: a guest begins to wait for it; NULL: it cannot be hastened. */
+    void (*hasten)(struct range *range);
 };
 
 struct ranges {

@@ -119,9 +119,9 @@ static int context_configure(struct blkrepl_context *ctx, const blkrepl_context_
 
 static void context_init_lists(struct blkrepl_context *ctx)
 {
-    struct list *lists[] = {&ctx->ready,   &ctx->completed, &ctx->machines,
-                            &ctx->jobs,    &ctx->chores,    &ctx->job_queues,
-                            &ctx->closing, &ctx->yielding,  &ctx->strays};
+    struct list *lists[] = {&ctx->ready,  &ctx->completed,  &ctx->machines, &ctx->jobs,
+                            &ctx->chores, &ctx->job_queues, &ctx->closing,  &ctx->yielding,
+                            &ctx->strays, &ctx->throttles};
 
     for (size_t i = 0; i < ARRAY_COUNT(lists); i++) {
         list_init(lists[i]);
@@ -248,8 +248,9 @@ static void context_cancel_requests(struct request_pool *pool)
 /* The first call: jobs end, polls return. */
 static void context_shut(struct blkrepl_context *ctx)
 {
-    struct list *link;
+    struct list told;
 
+    list_init(&told);
     ctx->shut = true;
     atomic_store(&ctx->attention, true); /* and never false again */
     if (ctx->quick_stop != NULL) {
@@ -259,10 +260,17 @@ static void context_shut(struct blkrepl_context *ctx)
         ctx->lanes[i].kicked = true;
         atomic_store(&ctx->lanes[i].slow_due, true);
     }
-    for (link = ctx->jobs.next; link != &ctx->jobs; link = link->next) {
+    /* One that is told may take others with it, and itself: each moves over first. */
+    while (!list_empty(&ctx->jobs)) {
+        struct list *link = list_pop(&ctx->jobs);
         struct machine *machine = CONTAINER_OF(link, struct machine, all);
 
+        list_append(&told, link);
         machine->shut_down(machine);
+    }
+    list_splice(&ctx->jobs, &told);
+    if (ctx->throttles_shut_down != NULL) {
+        ctx->throttles_shut_down(ctx);
     }
 }
 
@@ -308,11 +316,16 @@ static int context_remains(struct blkrepl_context *ctx)
 {
     uint32_t requests = context_requests(ctx);
 
-    if (ctx->images_open > 0 || ctx->bitmaps_open > 0 || ctx->jobs_open > 0) {
+    if (ctx->images_open > 0 || ctx->bitmaps_open > 0 || ctx->jobs_open > 0 ||
+        ctx->groups_open > 0) {
         return blkrepl__fail(-EBUSY,
-                             "context: %" PRIu32 " image, %" PRIu32 " bitmap and %" PRIu32
-                             " job handles are open",
-                             ctx->images_open, ctx->bitmaps_open, ctx->jobs_open);
+                             "context: %" PRIu32 " image, %" PRIu32 " bitmap, %" PRIu32
+                             " job and %" PRIu32 " group handles are open",
+                             ctx->images_open, ctx->bitmaps_open, ctx->jobs_open, ctx->groups_open);
+    }
+    if (ctx->throttles_open > 0) {
+        return blkrepl__fail(-EBUSY, "context: %" PRIu32 " throttle handles are open",
+                             ctx->throttles_open);
     }
     if (requests > 0) {
         return blkrepl__fail(-EBUSY, "context: %" PRIu32 " requests or brackets have not ended",

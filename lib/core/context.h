@@ -144,6 +144,7 @@ struct blkrepl_context {
     struct list yielding;   /* job queues that let guests of other lanes go first */
     struct list strays;     /* guest queues of other lanes with reads that lane 0 may take */
     struct list closing;    /* dropped ports whose backend can be closed */
+    struct list throttles;  /* block's */
     struct timer_list timers;
     struct log_ring log;
     struct helper helper;
@@ -152,14 +153,17 @@ struct blkrepl_context {
     uint64_t now_ns;
     uint64_t memory_used;
     uint64_t instant;     /* counts points in time: GO of writes, start of jobs */
-    uint64_t last_id;     /* of images, bitmaps and jobs */
+    uint64_t last_id;     /* of images, bitmaps, jobs and groups */
     uint32_t images_open; /* handles */
     uint32_t bitmaps_open;
     uint32_t jobs_open;
+    uint32_t groups_open;
+    uint32_t throttles_open;
     uint32_t ports;                                  /* not yet closed */
     uint32_t inside;                                 /* threads inside a call */
     bool shut;                                       /* context_free was called */
     void (*quick_stop)(struct blkrepl_context *ctx); /* block's: turn every image to the slow way */
+    void (*throttles_shut_down)(struct blkrepl_context *ctx); /* the same: nobody waits for one */
     /* Changed without the lock. */
     atomic_bool attention; /* every entry has to advance something: nobody goes the quick way */
     atomic_bool recorded;  /* of that: completions of requests that are not quick */

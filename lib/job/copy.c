@@ -37,12 +37,32 @@ static void copy_equip_tasks(struct copy *copy)
         struct copy_task *task = &copy->tasks[i];
 
         task->copy = copy;
+        list_init(&task->readers);
         task->reserved = i >= copy->config.workers;
         task->buffer = at;
         task->buffer_bytes = task->reserved ? copy->config.cluster_bytes : copy->config.chunk_bytes;
         at += task->buffer_bytes;
         list_append(task->reserved ? &copy->free_reserve : &copy->free_workers, &task->link);
     }
+}
+
+/* Those that the job has no use for are empty, and stay so. */
+static int copy_alloc_maps(struct copy *copy, struct blkrepl_context *ctx, uint64_t clusters)
+{
+    const struct copy_config *config = &copy->config;
+    int rc = blkrepl__hbitmap_init(&copy->todo, &ctx->alloc, clusters);
+
+    if (rc == 0) {
+        rc = blkrepl__hbitmap_init(&copy->spilled, &ctx->alloc,
+                                   config->spill != NULL ? clusters : 0);
+    }
+    if (rc == 0) {
+        rc = blkrepl__hbitmap_init(&copy->bad, &ctx->alloc, config->keeps_bad ? clusters : 0);
+    }
+    if (rc == 0) {
+        rc = blkrepl__hbitmap_init(&copy->absent, &ctx->alloc, config->keeps_absent ? clusters : 0);
+    }
+    return rc;
 }
 
 int blkrepl__copy_alloc(struct copy *copy, struct blkrepl_context *ctx,
@@ -53,12 +73,15 @@ int blkrepl__copy_alloc(struct copy *copy, struct blkrepl_context *ctx,
     int rc;
 
     copy->config = *config;
+    copy->source_bytes = size;
     list_init(&copy->free_workers);
     list_init(&copy->free_reserve);
     list_init(&copy->active);
     list_init(&copy->voids);
     list_init(&copy->held);
-    rc = blkrepl__hbitmap_init(&copy->todo, &ctx->alloc, clusters);
+    list_init(&copy->kept);
+    list_init(&copy->watchers);
+    rc = copy_alloc_maps(copy, ctx, clusters);
     if (rc < 0) {
         return blkrepl__fail_code(rc, "job: map of %" PRIu64 " clusters", clusters);
     }
@@ -81,6 +104,9 @@ void blkrepl__copy_free(struct copy *copy, struct blkrepl_context *ctx)
     blkrepl__buffer_free(&ctx->alloc, copy->memory, (size_t)copy->memory_bytes);
     blkrepl__free(&ctx->alloc, copy->tasks);
     blkrepl__hbitmap_fini(&copy->todo);
+    blkrepl__hbitmap_fini(&copy->spilled);
+    blkrepl__hbitmap_fini(&copy->bad);
+    blkrepl__hbitmap_fini(&copy->absent);
 }
 
 /* Take a request slot for every task and for the flush. */
@@ -137,13 +163,38 @@ static uint64_t copy_offload_bytes(const struct copy_config *config)
     const blkrepl_backend_info *source = &config->source->leaf->port.info;
     const blkrepl_backend_info *target = &config->target->leaf->port.info;
 
-    if (config->no_offload || config->detect_zeroes || target->copy_domain == NULL ||
-        target->copy_domain != source->copy_domain ||
+    if (config->no_offload || config->detect_zeroes || config->compress ||
+        target->copy_domain == NULL || target->copy_domain != source->copy_domain ||
         !leaf_has(config->target->leaf, BLKREPL_OP_COPY_FROM)) {
         return 0;
     }
     return align_down(target->copy_bytes_max,
                       max_u64(source->request_alignment, target->request_alignment));
+}
+
+/* The throttle has let the next copy through. */
+static void copy_turn_has_come(struct ready *ready)
+{
+    struct copy *copy = CONTAINER_OF(ready, struct copy, turn.ready);
+
+    copy->turn_state = COPY_TURN_MINE;
+    job_wake(copy->job);
+}
+
+static void copy_throttle_init(struct copy *copy)
+{
+    copy->turn.ready.run = copy_turn_has_come;
+    if (copy->config.throttle != NULL) {
+        blkrepl__throttle_ref(copy->config.throttle);
+    }
+}
+
+static void copy_throttle_leave(struct copy *copy)
+{
+    if (copy->turn_state == COPY_TURN_WAITS) {
+        blkrepl__throttle_leave(copy->config.throttle, &copy->turn);
+        copy->turn_state = COPY_TURN_NONE;
+    }
 }
 
 int blkrepl__copy_reserve(struct copy *copy, struct blkrepl_job *job)
@@ -155,6 +206,7 @@ int blkrepl__copy_reserve(struct copy *copy, struct blkrepl_job *job)
     copy->job = job;
     copy->cancel_chore.run = copy_cancel_run;
     copy->offload_bytes_max = copy_offload_bytes(&copy->config);
+    blkrepl__ratelimit_set_burst(&copy->rate, copy->config.burst_bytes);
     if (copy->memory_bytes > left) {
         return blkrepl__fail(-ENOMEM,
                              "job: needs %" PRIu64 " bytes of buffers, the context's "
@@ -166,6 +218,7 @@ int blkrepl__copy_reserve(struct copy *copy, struct blkrepl_job *job)
         ctx->memory_used += copy->memory_bytes;
         blkrepl__timer_init(&ctx->timers, &copy->rate_timer, copy_rate_expired);
         blkrepl__copy_tap_init(copy);
+        copy_throttle_init(copy);
     }
     return rc;
 }
@@ -178,6 +231,8 @@ void blkrepl__copy_unreserve(struct copy *copy)
     blkrepl__timer_clear(&copy->rate_timer);
     blkrepl__timer_clear(&copy->cbw_timer);
     list_unlink(&copy->cancel_chore.link);
+    copy_throttle_leave(copy);
+    blkrepl__throttle_unref(copy->config.throttle);
     for (uint32_t i = 0; i < copy->task_count; i++) {
         blkrepl__request_put(&ctx->job_requests, copy->tasks[i].request);
     }
@@ -220,7 +275,7 @@ static uint64_t copy_claim_count(const struct copy *copy, uint64_t first)
     const struct copy_known *known = blkrepl__copy_known_at(copy, offset);
     uint64_t most = copy->config.chunk_bytes / cluster;
 
-    if (known != NULL && known->zero && !copy->config.hold_until_written) {
+    if (known != NULL && known->zero && !copy_background_holds(copy)) {
         uint64_t end =
             known->end == size ? align_up(size, cluster) : align_down(known->end, cluster);
         uint64_t zeroes = end > offset ? (end - offset) / cluster : 0;
@@ -233,17 +288,35 @@ static uint64_t copy_claim_count(const struct copy *copy, uint64_t first)
     return blkrepl__hbitmap_next_clear(&copy->todo, first, first + most) - first;
 }
 
-/* The next cluster to do, from the cursor on and around. */
-static uint64_t copy_next(struct copy *copy)
+/* The next cluster in a map, from the cursor on and around. */
+static uint64_t copy_next(const struct copy *copy, const struct hbitmap *map)
 {
-    uint64_t count = copy->todo.bit_count;
-    uint64_t bit = blkrepl__hbitmap_next_set(&copy->todo, copy->cursor, count);
+    uint64_t count = map->bit_count;
+    uint64_t bit = blkrepl__hbitmap_next_set(map, copy->cursor, count);
 
-    return bit < count ? bit : blkrepl__hbitmap_next_set(&copy->todo, 0, count);
+    return bit < count ? bit : blkrepl__hbitmap_next_set(map, 0, count);
+}
+
+/* What the next background copy will take: what has been spilled goes first, for guests
+ * may need the place. */
+static bool copy_choose(const struct copy *copy, uint64_t *first, uint64_t *count)
+{
+    bool spilled = copy->spilled.set_count > 0;
+    uint64_t most;
+
+    *first = copy_next(copy, spilled ? &copy->spilled : &copy->todo);
+    if (!spilled) {
+        *count = copy_claim_count(copy, *first);
+        return false;
+    }
+    most = min_u64(*first + copy->config.chunk_bytes / copy->config.cluster_bytes,
+                   copy->spilled.bit_count);
+    *count = blkrepl__hbitmap_next_clear(&copy->spilled, *first, most) - *first;
+    return true;
 }
 
 /* Whether the speed limit lets a copy start now; otherwise a timer is set. */
-static bool copy_may_start(struct copy *copy)
+static bool copy_in_time(struct copy *copy)
 {
     struct blkrepl_context *ctx = copy->job->ctx;
     uint64_t next;
@@ -259,30 +332,64 @@ static bool copy_may_start(struct copy *copy)
     return false;
 }
 
+/* Whether the throttle does; otherwise we are in its row.  What is known to be zero
+ * moves nothing, and passes; what is spilled has been let through. */
+static bool copy_has_turn(struct copy *copy, uint64_t first, uint64_t count)
+{
+    uint64_t start = first * copy->config.cluster_bytes;
+    uint64_t end =
+        min_u64((first + count) * copy->config.cluster_bytes, image_bytes(copy->config.source));
+
+    if (copy->config.throttle == NULL || copy->turn_state == COPY_TURN_MINE ||
+        blkrepl__copy_known_zero(copy, start, end)) {
+        copy->turn_state = copy->turn_state == COPY_TURN_MINE ? COPY_TURN_NONE : copy->turn_state;
+        return true;
+    }
+    if (copy->turn_state == COPY_TURN_WAITS) {
+        return false;
+    }
+    copy->turn.bytes = end - start;
+    if (blkrepl__throttle_pass(copy->config.throttle, &copy->turn)) {
+        return true;
+    }
+    copy->turn_state = COPY_TURN_WAITS;
+    return false;
+}
+
+/* Whether a background copy can start at all. */
+static bool copy_ready(const struct copy *copy)
+{
+    return copy_pending(copy) && !copy->probing && list_empty(&copy->starved) &&
+           !list_empty(&copy->free_workers);
+}
+
 bool blkrepl__copy_pump(struct copy *copy)
 {
     uint32_t most = copy->job->ctx->copies_max;
 
     copy_check_settled(copy);
-    while (copy->todo.set_count > 0 && !copy->probing && list_empty(&copy->starved) &&
-           !list_empty(&copy->free_workers)) {
-        uint64_t first = copy_next(copy);
-        uint64_t count = copy_claim_count(copy, first);
-        struct list *link;
+    while (copy_ready(copy)) {
+        uint64_t first;
+        uint64_t count;
+        bool spilled = copy_choose(copy, &first, &count);
+        struct copy_task *task;
 
         if (most-- == 0 || STRETCH(COPY_PUMP)) {
             job_wake(copy->job); /* go on in the next poll */
             break;
         }
-        if (!copy_may_start(copy)) {
+        if (!copy_in_time(copy) || (!spilled && !copy_has_turn(copy, first, count))) {
             break;
         }
-        link = list_pop(&copy->free_workers);
+        task = CONTAINER_OF(list_pop(&copy->free_workers), struct copy_task, link);
         copy->cursor = first + count;
-        blkrepl__copy_start_task(copy, CONTAINER_OF(link, struct copy_task, link), first, count,
-                                 false, 0);
+        if (spilled) {
+            blkrepl__copy_start_spilled(copy, task, first, count);
+        } else {
+            blkrepl__copy_start_task(copy, task, first, count, false, 0);
+        }
     }
-    return copy->todo.set_count > 0;
+    return copy_pending(copy);
 }
 
 void blkrepl__copy_set_speed(struct copy *copy)
@@ -308,9 +415,23 @@ void blkrepl__copy_task_free(struct copy_task *task)
     struct copy *copy = task->copy;
 
     list_remove(&task->link);
+    list_splice(&copy->job->ctx->ready, &task->readers);
     /* In front: its buffer has its memory, and is in the cache. */
     list_prepend(task->reserved ? &copy->free_reserve : &copy->free_workers, &task->link);
     blkrepl__copy_kick_starved(copy);
+    job_wake(copy->job);
+}
+
+/* Nobody waits for the flush any more: it is taken back, or its backend told. */
+static void copy_drop_flush(struct copy *copy)
+{
+    if (copy->flushing && blkrepl__port_withdraw(copy->flush)) {
+        copy->flushing = false;
+        copy->in_flight--;
+    }
+    if (!copy_idle(copy)) {
+        blkrepl__chore_add(copy->job->ctx, &copy->cancel_chore);
+    }
     job_wake(copy->job);
 }
 
@@ -320,23 +441,25 @@ void blkrepl__copy_stop(struct copy *copy)
     struct list *next;
 
     if (copy->stopped) {
+        copy_drop_flush(copy);
         return;
     }
     copy->stopped = true;
     blkrepl__image_detach(&copy->tap);
+    copy_throttle_leave(copy);
     blkrepl__timer_clear(&copy->rate_timer);
     for (link = copy->active.next; link != &copy->active; link = next) {
         next = link->next;
         blkrepl__copy_task_abandon(CONTAINER_OF(link, struct copy_task, link));
     }
     blkrepl__copy_tap_release(copy);
-    if (copy->flushing && blkrepl__port_withdraw(copy->flush)) {
-        copy->flushing = false;
-        copy->in_flight--;
-    }
-    if (!copy_idle(copy)) {
-        blkrepl__chore_add(copy->job->ctx, &copy->cancel_chore);
-    }
+    list_splice(&copy->job->ctx->ready, &copy->watchers);
+    copy_drop_flush(copy);
+}
+
+void blkrepl__copy_resume(struct copy *copy)
+{
+    list_splice(&copy->job->ctx->ready, &copy->kept);
     job_wake(copy->job);
 }
 

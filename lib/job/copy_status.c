@@ -56,20 +56,6 @@ void blkrepl__copy_remember(const struct copy_task *task)
     }
 }
 
-bool blkrepl__copy_status_valid(const struct copy_task *task)
-{
-    const uint32_t known = BLKREPL_EXTENT_DATA | BLKREPL_EXTENT_ZERO | BLKREPL_EXTENT_ALLOCATED;
-    uint64_t left = task->request->io.bytes;
-
-    for (uint32_t i = 0; i < COPY_EXTENTS && task->extents[i].bytes > 0; i++) {
-        if (task->extents[i].bytes > left || (task->extents[i].flags & ~known) != 0) {
-            return false;
-        }
-        left -= task->extents[i].bytes;
-    }
-    return task->extents[0].bytes > 0;
-}
-
 const struct copy_known *blkrepl__copy_known_at(const struct copy *copy, uint64_t offset)
 {
     for (uint32_t i = 0; i < copy->known_count; i++) {

@@ -163,7 +163,7 @@ static enum tap_answer tap_before(struct tap *tap, struct guest *guest, uint64_t
     guest->tap_start = start;
     guest->tap_end = end;
     end = min_u64(end, image_bytes(copy->config.source));
-    if (!copy->config.hold_until_written) {
+    if (!copy_background_holds(copy)) {
         blkrepl__copy_void(copy, start, end);
     }
     if (!tap_claim(copy, guest, start, end)) {
@@ -198,30 +198,57 @@ static void tap_forget(struct tap *tap, struct guest *guest)
     blkrepl__copy_kick_starved(copy);
 }
 
-/* Whether the task waits for the target. */
-static bool tap_at_target(const struct copy_task *task)
+/* Where the task's request is, for a guest that has waited too long; else it waits for the
+ * target. */
+static void tap_blame(const struct copy_task *task, struct job_error *error)
 {
-    return task->state == COPY_WRITE || task->state == COPY_OFFLOAD;
+    uint32_t reads = TO(COPY_CLAIMED) | TO(COPY_STATUS) | TO(COPY_READ);
+
+    if ((reads & TO(task->state)) != 0) {
+        error->side = task->spilled ? BLKREPL_SIDE_SPILL : BLKREPL_SIDE_SOURCE;
+        error->what = "read";
+    } else if (task->state == COPY_SPILL || task->state == COPY_CLEAN) {
+        error->side = BLKREPL_SIDE_SPILL;
+    }
+}
+
+/* No buffer is free: the target is late if it has one of them, else who has the oldest. */
+static void tap_blame_all(const struct copy *copy, struct job_error *error)
+{
+    struct job_error first = *error;
+    const struct list *link = copy->active.next;
+    bool late = list_empty(&copy->voids) && link != &copy->active;
+
+    if (late) {
+        tap_blame(CONTAINER_OF(link, const struct copy_task, link), &first);
+    }
+    for (; late && link != &copy->active; link = link->next) {
+        struct job_error other = *error;
+
+        tap_blame(CONTAINER_OF(link, const struct copy_task, link), &other);
+        late = other.side != BLKREPL_SIDE_TARGET;
+    }
+    *error = late ? first : *error;
 }
 
 /* The clusters that the guest waits for, and who makes it wait. */
 static struct job_error tap_timeout_error(const struct copy *copy, const struct guest *guest)
 {
     const struct ranges *ranges = &copy->config.source->leaf->ranges;
-    const struct range *range = NULL;
+    const struct range *range;
     struct job_error error = {.code = -ETIMEDOUT,
                               .side = BLKREPL_SIDE_TARGET,
                               .offset = guest->offset,
                               .bytes = guest->bytes,
                               .what = "write"};
 
-    if (!guest->tap_starved) {
-        range =
-            blkrepl__range_copy_of(ranges, copy, guest->range.node.start, guest->range.node.end);
+    if (guest->tap_starved) {
+        tap_blame_all(copy, &error);
+        return error;
     }
-    if (range != NULL && !tap_at_target(CONTAINER_OF(range, struct copy_task, range))) {
-        error.side = BLKREPL_SIDE_SOURCE;
-        error.what = "read";
+    range = blkrepl__range_copy_of(ranges, copy, guest->range.node.start, guest->range.node.end);
+    if (range != NULL) {
+        tap_blame(CONTAINER_OF(range, struct copy_task, range), &error);
     }
     return error;
 }

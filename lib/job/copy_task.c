@@ -6,18 +6,19 @@
  *      are not in todo.  A VOID one is on the list of void ones.
  *   2. Its range is live from the claim until the old data are saved: read, or
  *      known to be zero, or (OFFLOAD, hold_until_written) on the target.
- *   3. In STATUS, OFFLOAD, READ, WRITE and VOID its request is at a port, exactly
- *      once; in VOID at the backend.
+ *   3. In STATUS, OFFLOAD, READ, WRITE, SPILL, CLEAN and VOID its request is at a port,
+ *      exactly once; in VOID at the backend.
  *   4. No task in OFFLOAD or WRITE overlaps one that is VOID.
  *
  *   FREE -> CLAIMED -> STATUS -> OFFLOAD -> READ -> HELD -> WRITE -> FREE
- *              |  |      |  |     ^   |      ^ |     ^       ^
- *              |  +------|--|-----+   |      | +-----|-------+
- *              |  +------|--+---------|------+       |       |
- *              +---------+------------|--------------+-------+
+ *              |  |      |  |     ^   |      ^ |     ^       ^ | |
+ *              |  +------|--|-----+   |      | +-----|-------+ | +-> KEPT -> WRITE
+ *              |  +------|--+---------|------+ |     |       | +---> CLEAN -> FREE
+ *              +---------+------------|--------|-----+-------+
+ *                                     |        +-> SPILL -> FREE, HELD, WRITE
  *                                     +-> VOID -> FREE
  *
- *   and each step but VOID may end in FREE.
+ *   and each step but VOID and CLEAN may end in FREE before its time.
  *
  *   FREE    -> CLAIMED  blkrepl__copy_start_task
  *   CLAIMED -> STATUS   task_claimed   the source can tell, and no guest waits
@@ -25,22 +26,32 @@
  *   CLAIMED -> READ     task_begin_data  otherwise
  *   CLAIMED -> WRITE    task_begin_write  known to be zero
  *   CLAIMED -> HELD     task_begin_write  the same, and a void copy overlaps
+ *   CLAIMED -> SPILL    task_begin_write  the same, for a guest
  *   CLAIMED -> FREE     blkrepl__copy_task_abandon
  *   STATUS  -> OFFLOAD  task_begin_data  there are data, and the backends can
  *   STATUS  -> READ     task_begin_data  there are data
  *   STATUS  -> WRITE    task_begin_write  it reads as zero
  *   STATUS  -> HELD     task_begin_write  the same, and a void copy overlaps
- *   STATUS  -> FREE     task_ended, abandoned
+ *   STATUS  -> FREE     task_ended_late, abandoned
  *   OFFLOAD -> READ     task_offload   refused: the long way
  *   OFFLOAD -> VOID     task_make_void  a guest wants to write there
  *   OFFLOAD -> FREE     task_offload   all is on the target; or not given to the
  *                                      backend yet when it became void; abandoned
  *   READ    -> WRITE    task_begin_write  all is in the buffer
  *   READ    -> HELD     task_begin_write  the same, and a void copy overlaps
- *   READ    -> FREE     task_ended, abandoned or failed
+ *   READ    -> SPILL    task_begin_write  all is in the buffer, for a guest
+ *   READ    -> FREE     task_ended_late, abandoned or failed
  *   HELD    -> WRITE    task_held      no void copy overlaps any more
  *   HELD    -> FREE     blkrepl__copy_task_abandon
  *   WRITE   -> FREE     task_write     all is on the target; or failed, abandoned
+ *   WRITE   -> KEPT     task_failed    tried again when the job is resumed
+ *   WRITE   -> CLEAN    task_write     it came from the spill image
+ *   KEPT    -> WRITE    task_ready     the job is resumed
+ *   KEPT    -> FREE     blkrepl__copy_task_abandon
+ *   SPILL   -> FREE     task_spill     all is in the spill image; or abandoned
+ *   SPILL   -> WRITE    task_begin_write  it does not take it: to the target
+ *   SPILL   -> HELD     task_begin_write  the same, and a void copy overlaps
+ *   CLEAN   -> FREE     task_clean     discarded, or not
  *   VOID    -> FREE     task_void      the backend is through with it
  */
 #include "job/copy.h"
@@ -50,20 +61,21 @@
 
 #include "base/checked.h"
 #include "base/hook.h"
-
-/* How far ahead the status is asked. */
-#define PROBE_BYTES (UINT64_C(1) << 30)
+#include "block/status.h"
 
 static const uint32_t task_next[COPY_TASK_STATE_COUNT] = {
     [COPY_FREE] = TO(COPY_CLAIMED),
     [COPY_CLAIMED] = TO(COPY_STATUS) | TO(COPY_OFFLOAD) | TO(COPY_READ) | TO(COPY_HELD) |
-                     TO(COPY_WRITE) | TO(COPY_FREE),
+                     TO(COPY_WRITE) | TO(COPY_SPILL) | TO(COPY_FREE),
     [COPY_STATUS] =
         TO(COPY_OFFLOAD) | TO(COPY_READ) | TO(COPY_HELD) | TO(COPY_WRITE) | TO(COPY_FREE),
     [COPY_OFFLOAD] = TO(COPY_READ) | TO(COPY_VOID) | TO(COPY_FREE),
-    [COPY_READ] = TO(COPY_HELD) | TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_READ] = TO(COPY_HELD) | TO(COPY_WRITE) | TO(COPY_SPILL) | TO(COPY_FREE),
     [COPY_HELD] = TO(COPY_WRITE) | TO(COPY_FREE),
-    [COPY_WRITE] = TO(COPY_FREE),
+    [COPY_WRITE] = TO(COPY_KEPT) | TO(COPY_CLEAN) | TO(COPY_FREE),
+    [COPY_SPILL] = TO(COPY_HELD) | TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_KEPT] = TO(COPY_WRITE) | TO(COPY_FREE),
+    [COPY_CLEAN] = TO(COPY_FREE),
     [COPY_VOID] = TO(COPY_FREE),
 };
 
@@ -73,6 +85,8 @@ static void task_offload(struct copy_task *task);
 static void task_read(struct copy_task *task);
 static void task_held(struct copy_task *task);
 static void task_write(struct copy_task *task);
+static void task_spill(struct copy_task *task);
+static void task_clean(struct copy_task *task);
 static void task_void(struct copy_task *task);
 
 static void task_enter(struct copy_task *task, enum copy_task_state next)
@@ -86,6 +100,15 @@ static struct ranges *task_ranges(const struct copy_task *task)
     return &task->copy->config.source->leaf->ranges;
 }
 
+/* Whether the old data are saved only when they have been written.  With a spill image
+ * that is so for what a guest waits for; anything else is safe in its buffer, since
+ * an error of the target that matters to the guest cannot be met any more. */
+static bool task_holds(const struct copy_task *task)
+{
+    return task->copy->config.hold_until_written &&
+           (task->copy->config.spill == NULL || task->for_guest);
+}
+
 /* The guest may overwrite the old data now. */
 static void task_saved(struct copy_task *task)
 {
@@ -94,16 +117,30 @@ static void task_saved(struct copy_task *task)
     }
 }
 
+/* Note the task's clusters from `from` on in a map. */
+static void task_note(const struct copy_task *task, struct hbitmap *map, uint64_t from)
+{
+    uint64_t cluster = task->copy->config.cluster_bytes;
+    uint64_t first = from / cluster;
+    uint64_t last = (task->end + cluster - 1) / cluster;
+
+    blkrepl__hbitmap_set(map, first, last - first);
+}
+
 /* The clusters from `from` on are to do again. */
 static void task_give_back(struct copy_task *task, uint64_t from)
 {
     struct copy *copy = task->copy;
-    uint64_t cluster = copy->config.cluster_bytes;
-    uint64_t first = from / cluster;
-    uint64_t last = (task->end + cluster - 1) / cluster;
 
-    blkrepl__hbitmap_set(&copy->todo, first, last - first);
+    task_note(task, task->spilled ? &copy->spilled : &copy->todo, from);
     job_wake(copy->job);
+}
+
+static uint64_t task_clusters(const struct copy_task *task)
+{
+    uint64_t cluster = task->copy->config.cluster_bytes;
+
+    return (task->end + cluster - 1) / cluster - task->start / cluster;
 }
 
 /* Give clusters from `end` on back to todo; whoever waits for them looks again. */
@@ -128,6 +165,32 @@ static void task_free(struct copy_task *task)
     blkrepl__copy_task_free(task);
 }
 
+/* The task ends, and what it took is to do again. */
+static void task_drop(struct copy_task *task)
+{
+    task_give_back(task, task->start);
+    task_free(task);
+}
+
+/* The task ends, and what it took is given up.  What was spilled keeps its place in the
+ * spill image: nobody discards it. */
+static void task_lose(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+
+    task_note(task, &copy->bad, task->start);
+    copy->failed_bytes += task->end - task->start;
+    task_free(task);
+}
+
+static void task_count_guest(const struct copy_task *task)
+{
+    if (task->for_guest) {
+        task->copy->guest_copies_count++;
+        task->copy->guest_copies_bytes += task->end - task->start;
+    }
+}
+
 /* What the task has done is on the target. */
 static void task_settle(struct copy_task *task)
 {
@@ -137,150 +200,21 @@ static void task_settle(struct copy_task *task)
     copy->bytes_done += bytes;
     copy->zero_bytes += task->zero ? bytes : 0;
     copy->offloaded_bytes += task->state == COPY_OFFLOAD ? bytes : 0;
-    if (task->for_guest) {
-        copy->guest_copies_count++;
-        copy->guest_copies_bytes += bytes;
+    task_count_guest(task);
+    if (task->spilled) {
+        task->moved_bytes = 0;
+        task_enter(task, COPY_CLEAN);
+        task_clean(task);
+        return;
     }
     task_free(task);
-}
-
-static void task_ended(struct request *request);
-
-/* Whether a guest waits for what the task does now. */
-static bool task_awaited(const struct copy_task *task)
-{
-    return task->urgent && range_live(&task->range);
-}
-
-static void task_queue(struct copy_task *task, struct port *port);
-
-/* What changes the target is recorded by its bitmaps when it sets out, for those that
- * are frozen meanwhile, and when it has ended. */
-static void task_record(const struct copy_task *task)
-{
-    const blkrepl_io *io = &task->request->io;
-
-    if (io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES ||
-        io->opcode == BLKREPL_OP_COPY_FROM) {
-        record_write(&task->copy->config.target->record, io->offset, io->offset + io->bytes);
-    }
-}
-
-/* Give the task's request to a port. */
-static void task_submit(struct copy_task *task, struct port *port, uint32_t opcode, uint64_t offset,
-                        uint64_t bytes)
-{
-    blkrepl_io *io = &task->request->io;
-
-    io->opcode = opcode;
-    io->flags = task_awaited(task) ? 0 : BLKREPL_IO_BACKGROUND;
-    if (opcode == BLKREPL_OP_ZEROES) {
-        io->flags |= BLKREPL_IO_MAY_UNMAP | BLKREPL_IO_NO_FALLBACK;
-    }
-    io->offset = offset;
-    io->bytes = bytes;
-    io->source_user = NULL;
-    io->source_offset = 0;
-    if (opcode == BLKREPL_OP_COPY_FROM) {
-        io->source_user = task->copy->config.source->leaf->port.backend;
-        io->source_offset = offset;
-    }
-    task->request->ended = task_ended;
-    task->request->owner = task;
-    task->copy->in_flight++;
-    task_record(task);
-    task_queue(task, port);
-}
-
-/* Into the queue where it belongs: reads that a guest waits for go with the
- * guest's own requests. */
-static void task_queue(struct copy_task *task, struct port *port)
-{
-    if (port == &task->copy->config.source->leaf->port && task->urgent) {
-        blkrepl__port_submit_read(port, task->request, task->lane);
-    } else {
-        blkrepl__port_submit_job(port, task->request, task->urgent);
-    }
-}
-
-/* STATUS: of the task's range, or far ahead when no write from before the point
- * in time can change what we learn. */
-static void task_ask_status(struct copy_task *task)
-{
-    struct copy *copy = task->copy;
-    uint64_t size = image_bytes(copy->config.source);
-    uint64_t end = task->end;
-
-    if (copy->settled_writes && !copy->probing && !STRETCH(COPY_PROBE)) {
-        end = min_u64(task->start + PROBE_BYTES, size);
-        copy->probing = true;
-        task->probe = true;
-    }
-    end = min_u64(align_up(end, copy->config.source->leaf->port.info.request_alignment), size);
-    memset(task->extents, 0, sizeof task->extents);
-    task->request->io.extents = task->extents;
-    task->request->io.extents_max = COPY_EXTENTS;
-    task->request->io.iov_count = 0;
-    task_enter(task, COPY_STATUS);
-    task_submit(task, &copy->config.source->leaf->port, BLKREPL_OP_STATUS, task->start,
-                end - task->start);
-}
-
-/* READ: the next part of the range into the buffer. */
-static void task_send_read(struct copy_task *task)
-{
-    struct port *port = &task->copy->config.source->leaf->port;
-    uint64_t left = task->end - task->start - task->moved_bytes;
-    uint64_t bytes = min_u64(left, port->info.transfer_bytes_max);
-
-    task->iov[0] = (blkrepl_iovec){.base = task->buffer + task->moved_bytes, .len = (size_t)bytes};
-    task->request->io.iov = task->iov;
-    task->request->io.iov_count = 1;
-    task_submit(task, port, BLKREPL_OP_READ, task->start + task->moved_bytes, bytes);
 }
 
 static void task_begin_read(struct copy_task *task)
 {
     task->moved_bytes = 0;
     task_enter(task, COPY_READ);
-    task_send_read(task);
-}
-
-/* Where the write to the target ends: the last block is filled up with zeroes
- * if the target asks for whole blocks. */
-static uint64_t task_write_end(const struct copy_task *task)
-{
-    const blkrepl_backend_info *info = &task->copy->config.target->leaf->port.info;
-
-    return min_u64(align_up(task->end, info->request_alignment), info->bytes);
-}
-
-/* WRITE: the next part to the target. */
-static void task_send_write(struct copy_task *task)
-{
-    struct copy *copy = task->copy;
-    struct leaf *leaf = copy->config.target->leaf;
-    const blkrepl_backend_info *info = &leaf->port.info;
-    blkrepl_io *io = &task->request->io;
-    uint64_t left = task_write_end(task) - task->start - task->moved_bytes;
-    uint64_t bytes = min_u64(left, info->transfer_bytes_max);
-    uint32_t opcode = BLKREPL_OP_WRITE;
-
-    io->iov = task->iov;
-    if (!task->zero) {
-        task->iov[0] =
-            (blkrepl_iovec){.base = task->buffer + task->moved_bytes, .len = (size_t)bytes};
-        io->iov_count = 1;
-    } else if (leaf_has(leaf, BLKREPL_OP_ZEROES) && !copy->zeroes_refused) {
-        opcode = BLKREPL_OP_ZEROES;
-        bytes = min_u64(left, info->zeroes_bytes_max);
-        io->iov_count = 0;
-    } else {
-        uint32_t most = info->iov_count_max < COPY_IOVS ? info->iov_count_max : COPY_IOVS;
-
-        bytes = blkrepl__iov_zeroes(task->iov, most, bytes, &io->iov_count);
-    }
-    task_submit(task, &leaf->port, opcode, task->start + task->moved_bytes, bytes);
+    blkrepl__copy_send_read(task);
 }
 
 /* A void task over this one's range, which may still change the target. */
@@ -298,24 +232,13 @@ static bool task_void_overlaps(const struct copy_task *task)
     return false;
 }
 
-/* OFFLOAD: the next part, from backend to backend. */
-static void task_send_offload(struct copy_task *task)
-{
-    struct copy *copy = task->copy;
-    uint64_t left = task->end - task->start - task->moved_bytes;
-
-    task->request->io.iov_count = 0;
-    task_submit(task, &copy->config.target->leaf->port, BLKREPL_OP_COPY_FROM,
-                task->start + task->moved_bytes, min_u64(left, copy->offload_bytes_max));
-}
-
 /* Whether the backends may copy the range.  A last block that has to be filled
  * up goes through the buffer, and so does what is to be written after a void
  * copy: who is held then has the old data, so no guest waits for it. */
 static bool task_may_offload(const struct copy_task *task)
 {
-    return task->copy->offload_bytes_max > 0 && !task->urgent &&
-           task_write_end(task) == task->end && !task_void_overlaps(task);
+    return task->copy->offload_bytes_max > 0 && !task->urgent && !blkrepl__copy_fills_up(task) &&
+           !task_void_overlaps(task);
 }
 
 /* There are data: have them copied, or read as much as the buffer holds. */
@@ -330,27 +253,46 @@ static void task_begin_data(struct copy_task *task)
     }
     task->moved_bytes = 0;
     task_enter(task, COPY_OFFLOAD);
-    task_send_offload(task);
+    blkrepl__copy_send_offload(task);
+}
+
+/* Whether old data for a guest are to go to the spill image. */
+static bool task_may_spill(const struct copy_task *task)
+{
+    const struct copy *copy = task->copy;
+
+    return copy->config.spill != NULL && task->for_guest && task->state != COPY_SPILL &&
+           (copy->spill_clusters + 1) * copy->config.cluster_bytes <= copy->config.spill_bytes_max;
+}
+
+/* What is in the buffer, or known to be zero, is to be written: where to? */
+static enum copy_task_state task_way(struct copy_task *task)
+{
+    if (task_may_spill(task)) {
+        task->copy->spill_clusters++; /* one that is claimed for a guest is one cluster */
+        return COPY_SPILL;
+    }
+    return task_void_overlaps(task) ? COPY_HELD : COPY_WRITE;
 }
 
 static void task_begin_write(struct copy_task *task)
 {
     uint64_t bytes = task->end - task->start;
+    enum copy_task_state next = task_way(task);
 
-    if (!task->zero) {
-        memset(task->buffer + bytes, 0, (size_t)(task_write_end(task) - task->end));
-    }
-    if (!task->copy->config.hold_until_written) {
+    if (!task_holds(task)) {
         task_saved(task);
     }
     task->moved_bytes = 0;
-    if (task_void_overlaps(task)) {
-        task_enter(task, COPY_HELD);
+    task_enter(task, next);
+    if (!task->zero) {
+        memset(task->buffer + bytes, 0, (size_t)(blkrepl__copy_write_end(task) - task->end));
+    }
+    if (next == COPY_HELD) {
         list_append(&task->copy->held, &task->ready.link);
         return;
     }
-    task_enter(task, COPY_WRITE);
-    task_send_write(task);
+    blkrepl__copy_send_write(task);
 }
 
 /* The write in flight that the copy has to wait for; brackets whose host has not
@@ -379,8 +321,19 @@ static void task_held(struct copy_task *task)
         list_append(&task->copy->held, &task->ready.link);
     } else {
         task_enter(task, COPY_WRITE);
-        task_send_write(task);
+        blkrepl__copy_send_write(task);
     }
+}
+
+/* KEPT: the job has been resumed. */
+static void task_kept(struct copy_task *task)
+{
+    if (STRETCH(COPY_HELD)) {
+        blkrepl__ready_wake(task->copy->job->ctx, &task->ready);
+        return;
+    }
+    task_enter(task, COPY_WRITE);
+    blkrepl__copy_send_write(task);
 }
 
 /* CLAIMED: wait for guest writes that are in flight over the range. */
@@ -404,7 +357,8 @@ static void task_claimed(struct copy_task *task)
         task_begin_write(task);
     } else if (!task->urgent && leaf_has(copy->config.source->leaf, BLKREPL_OP_STATUS) &&
                !blkrepl__copy_known(copy, task->start, task->end)) {
-        task_ask_status(task);
+        task_enter(task, COPY_STATUS);
+        blkrepl__copy_send_status(task);
     } else {
         task_begin_data(task);
     }
@@ -416,6 +370,8 @@ static void task_ready(struct ready *ready)
 
     if (task->state == COPY_HELD) {
         task_held(task);
+    } else if (task->state == COPY_KEPT) {
+        task_kept(task);
     } else {
         task_claimed(task);
     }
@@ -428,7 +384,7 @@ static void task_status(struct copy_task *task)
     bool zero = false;
     uint64_t end = task->end;
 
-    if (task->request->io_result == 0 && blkrepl__copy_status_valid(task)) {
+    if (task->request->io_result == 0 && blkrepl__status_valid(&task->request->io)) {
         end = blkrepl__copy_same_until(task, &zero);
         if (task->probe) {
             blkrepl__copy_remember(task);
@@ -466,7 +422,7 @@ static void task_offload(struct copy_task *task)
     } else if (copy->offload_bytes_max == 0) {
         task_begin_read(task);
     } else {
-        task_send_offload(task);
+        blkrepl__copy_send_offload(task);
     }
 }
 
@@ -474,13 +430,13 @@ static void task_offload(struct copy_task *task)
 static void task_read(struct copy_task *task)
 {
     task->moved_bytes += task->request->io.bytes;
-    if (task->moved_bytes < task->end - task->start) {
-        task_send_read(task);
+    if (task->moved_bytes < blkrepl__copy_read_end(task) - task->start) {
+        blkrepl__copy_send_read(task);
         return;
     }
-    /* A guest does not wait for a STATUS; looking at the data keeps a hole a
-     * hole and ends at the first byte of most others. */
-    if (task->copy->config.detect_zeroes || task->urgent) {
+    /* A guest does not wait for a STATUS, nor did what was spilled for it; looking at the
+     * data keeps a hole a hole and ends at the first byte of most others. */
+    if (task->copy->config.detect_zeroes || task->urgent || task->spilled) {
         task->zero = blkrepl__is_zero(task->buffer, (size_t)(task->end - task->start));
     }
     task_begin_write(task);
@@ -490,11 +446,87 @@ static void task_read(struct copy_task *task)
 static void task_write(struct copy_task *task)
 {
     task->moved_bytes += task->request->io.bytes;
-    if (task->moved_bytes < task_write_end(task) - task->start) {
-        task_send_write(task);
+    if (task->moved_bytes < blkrepl__copy_write_end(task) - task->start) {
+        blkrepl__copy_send_write(task);
         return;
     }
     task_settle(task);
+}
+
+static const char *task_doing(const struct copy_task *task)
+{
+    switch (task->request->io.opcode) {
+    case BLKREPL_OP_READ: return "read";
+    case BLKREPL_OP_ZEROES: return "write of zeroes";
+    default: return "write";
+    }
+}
+
+static uint32_t task_side(const struct copy_task *task)
+{
+    if (task->state == COPY_WRITE) {
+        return BLKREPL_SIDE_TARGET;
+    }
+    return task->spilled || task->state == COPY_SPILL ? BLKREPL_SIDE_SPILL : BLKREPL_SIDE_SOURCE;
+}
+
+static struct job_error task_error(const struct copy_task *task)
+{
+    const blkrepl_io *io = &task->request->io;
+
+    return (struct job_error){.code = task->request->io_result,
+                              .side = task_side(task),
+                              .offset = io->offset,
+                              .bytes = io->bytes,
+                              .what = task_doing(task)};
+}
+
+/* SPILL: a part is in the spill image; or it does not take it. */
+static void task_spill(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+
+    if (task->request->io_result < 0) {
+        struct job_error error = task_error(task);
+
+        copy->spill_clusters--;
+        blkrepl__job_error(copy->job, &error);
+        task_begin_write(task);
+        return;
+    }
+    task->moved_bytes += task->request->io.bytes;
+    if (task->moved_bytes < blkrepl__copy_write_end(task) - task->start) {
+        blkrepl__copy_send_write(task);
+        return;
+    }
+    task_count_guest(task);
+    copy->spilled_bytes_total += task->end - task->start;
+    task_note(task, &copy->spilled, task->start);
+    task_free(task);
+}
+
+/* CLEAN: discard the next part of what was spilled, as far as it can be. */
+static void task_clean(struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+
+    if (leaf_has(copy->config.spill->leaf, BLKREPL_OP_DISCARD) && !copy->stopped &&
+        task->moved_bytes < blkrepl__copy_write_end(task) - task->start) {
+        blkrepl__copy_send_discard(task);
+        return;
+    }
+    copy->spill_clusters -= task_clusters(task);
+    task_free(task);
+}
+
+/* A discard of what was spilled has ended; a bad one is as if there were none. */
+static void task_cleaned(struct copy_task *task)
+{
+    uint64_t end = blkrepl__copy_write_end(task) - task->start;
+
+    task->moved_bytes =
+        task->request->io_result < 0 ? end : task->moved_bytes + task->request->io.bytes;
+    task_clean(task);
 }
 
 /* VOID: the backend is through with it; whoever was held looks again. */
@@ -548,40 +580,57 @@ void blkrepl__copy_void(struct copy *copy, uint64_t start, uint64_t end)
 static void task_fail_guest(struct copy_task *task, const struct job_error *error)
 {
     struct copy *copy = task->copy;
-    uint64_t cluster = copy->config.cluster_bytes;
-    uint64_t first = task->start / cluster;
-    uint64_t last = (task->end + cluster - 1) / cluster;
 
     blkrepl__job_error(copy->job, error);
-    blkrepl__hbitmap_set(&copy->todo, first, last - first);
+    task_give_back(task, task->start);
     blkrepl__copy_tap_fail(copy, task->start, task->end, error->code);
     task_free(task);
 }
 
-static struct job_error task_error(const struct copy_task *task)
+/* The job pauses: what may be changed by a guest by now, and is nowhere else, stays in
+ * its buffer; the rest is to do again. */
+static void task_stop(struct copy_task *task, const struct job_error *error)
 {
-    const blkrepl_io *io = &task->request->io;
+    struct copy *copy = task->copy;
 
-    return (struct job_error){.code = task->request->io_result,
-                              .side = task->state == COPY_WRITE ? BLKREPL_SIDE_TARGET
-                                                                : BLKREPL_SIDE_SOURCE,
-                              .offset = io->offset,
-                              .bytes = io->bytes,
-                              .what = io->opcode == BLKREPL_OP_READ     ? "read"
-                                      : io->opcode == BLKREPL_OP_ZEROES ? "write of zeroes"
-                                                                        : "write"};
+    blkrepl__job_error(copy->job, error);
+    blkrepl__job_error_pause(copy->job);
+    if (task->spilled || range_live(&task->range)) {
+        task_drop(task);
+        return;
+    }
+    task_enter(task, COPY_KEPT);
+    list_append(&copy->kept, &task->ready.link);
+}
+
+/* The job cannot end as done any more: the first time that is the cause of it. */
+static void copy_give_up(struct copy *copy, const struct job_error *error)
+{
+    if (copy->bad.set_count == 0) {
+        blkrepl__job_fail(copy->job, error);
+    } else {
+        blkrepl__job_error(copy->job, error);
+    }
 }
 
 static void task_failed(struct copy_task *task)
 {
+    struct copy *copy = task->copy;
     struct job_error error = task_error(task);
+    bool unsaved = task->for_guest && range_live(&task->range);
+    enum job_action action = blkrepl__job_judge(copy->job, &error);
 
-    if (task->for_guest && task->copy->config.hold_until_written) {
+    if (unsaved && copy->config.hold_until_written) {
         task_fail_guest(task, &error);
-        return;
+    } else if (action == JOB_IGNORE && !unsaved) {
+        copy_give_up(copy, &error);
+        task_lose(task);
+    } else if (action == JOB_STOP && !unsaved) {
+        task_stop(task, &error);
+    } else {
+        blkrepl__copy_fail(copy, &error);
+        task_drop(task);
     }
-    blkrepl__copy_fail(task->copy, &error);
-    task_free(task);
 }
 
 /* The engine has stopped meanwhile: nothing matters but that an error is told. */
@@ -591,23 +640,27 @@ static void task_ended_late(struct copy_task *task)
     bool refused = (result == -ENOTSUP && task->request->io.opcode == BLKREPL_OP_ZEROES) ||
                    task->state == COPY_OFFLOAD;
 
+    if (task->state == COPY_CLEAN) {
+        task_cleaned(task);
+        return;
+    }
     if (result < 0 && result != -ECANCELED && !refused && task->state != COPY_STATUS) {
         struct job_error error = task_error(task);
 
         blkrepl__job_error(task->copy->job, &error);
     }
-    task_free(task);
+    task_drop(task);
 }
 
 /* The backend has completed the task's request. */
-static void task_ended(struct request *request)
+void blkrepl__copy_task_ended(struct request *request)
 {
     struct copy_task *task = request->owner;
     struct copy *copy = task->copy;
     int result = request->io_result;
 
     copy->in_flight--;
-    task_record(task);
+    blkrepl__copy_record(task);
     if (task->state == COPY_VOID) {
         task_void(task);
         return;
@@ -617,11 +670,11 @@ static void task_ended(struct request *request)
         return;
     }
     if (result == -ENOTSUP && request->io.opcode == BLKREPL_OP_ZEROES) {
-        copy->zeroes_refused = true;
-        task_send_write(task);
+        *blkrepl__copy_zeroes_refused(task) = true;
+        blkrepl__copy_send_write(task);
         return;
     }
-    if (result < 0 && task->state != COPY_STATUS && task->state != COPY_OFFLOAD) {
+    if (result < 0 && (task->state == COPY_READ || task->state == COPY_WRITE)) {
         task_failed(task);
         return;
     }
@@ -630,40 +683,77 @@ static void task_ended(struct request *request)
     case COPY_OFFLOAD: task_offload(task); return;
     case COPY_READ: task_read(task); return;
     case COPY_WRITE: task_write(task); return;
+    case COPY_SPILL: task_spill(task); return;
+    case COPY_CLEAN: task_cleaned(task); return;
     case COPY_FREE:
     case COPY_CLAIMED:
     case COPY_HELD:
+    case COPY_KEPT:
     case COPY_VOID:
     case COPY_TASK_STATE_COUNT: break;
     }
     UNREACHABLE();
 }
 
-void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_t first,
-                              uint64_t count, bool urgent, uint32_t lane)
+/* The task takes clusters, which nobody else has any more. */
+static void task_take(struct copy_task *task, uint64_t first, uint64_t count)
 {
+    struct copy *copy = task->copy;
     uint64_t cluster = copy->config.cluster_bytes;
 
-    blkrepl__hbitmap_clear(&copy->todo, first, count);
     list_append(&copy->active, &task->link);
     task->ready.run = task_ready;
-    task->for_guest = urgent;
-    task->urgent = urgent;
     task->probe = false;
     task->zero = false;
     task->told = false;
-    task->lane = lane;
     task->start = first * cluster;
     task->end = min_u64((first + count) * cluster, image_bytes(copy->config.source));
     task_enter(task, COPY_CLAIMED);
+}
+
+/* What it moves counts against the job's speed and its throttle, once: what comes from
+ * the spill image has been counted when it went there.  A guest's copies have not been
+ * let through by the throttle. */
+static void task_charge(const struct copy_task *task)
+{
+    struct copy *copy = task->copy;
+    uint64_t bytes = task->end - task->start;
+
+    if (copy->job->speed_bytes_per_sec != 0) {
+        blkrepl__ratelimit_take(&copy->rate, bytes, copy->job->ctx->now_ns);
+    }
+    if (copy->config.throttle != NULL && task->urgent) {
+        blkrepl__throttle_take(copy->config.throttle, bytes);
+    }
+}
+
+void blkrepl__copy_start_task(struct copy *copy, struct copy_task *task, uint64_t first,
+                              uint64_t count, bool urgent, uint32_t lane)
+{
+    blkrepl__hbitmap_clear(&copy->todo, first, count);
+    task->for_guest = urgent;
+    task->urgent = urgent;
+    task->spilled = false;
+    task->lane = lane;
+    task_take(task, first, count);
     task->range.kind = RANGE_COPY;
     task->range.owner = copy;
     blkrepl__range_add(task_ranges(task), &task->range, task->start, task->end);
-    if (copy->job->speed_bytes_per_sec != 0 &&
-        !blkrepl__copy_known_zero(copy, task->start, task->end)) {
-        blkrepl__ratelimit_take(&copy->rate, task->end - task->start, copy->job->ctx->now_ns);
+    if (!blkrepl__copy_known_zero(copy, task->start, task->end)) {
+        task_charge(task);
     }
     task_claimed(task);
+}
+
+void blkrepl__copy_start_spilled(struct copy *copy, struct copy_task *task, uint64_t first,
+                                 uint64_t count)
+{
+    blkrepl__hbitmap_clear(&copy->spilled, first, count);
+    task->for_guest = false;
+    task->urgent = false;
+    task->spilled = true;
+    task_take(task, first, count);
+    task_begin_read(task);
 }
 
 void blkrepl__copy_promote(struct copy_task *task, uint32_t lane)
@@ -675,18 +765,22 @@ void blkrepl__copy_promote(struct copy_task *task, uint32_t lane)
     task->lane = lane;
     if (task->state != COPY_CLAIMED && blkrepl__port_withdraw(task->request)) {
         task->request->io.flags &= ~(uint32_t)BLKREPL_IO_BACKGROUND;
-        task_queue(task, task->request->port);
+        blkrepl__copy_queue(task, task->request->port);
     }
 }
 
 void blkrepl__copy_task_abandon(struct copy_task *task)
 {
     task_saved(task);
-    if (task->state == COPY_CLAIMED || task->state == COPY_HELD) {
+    if (task->state == COPY_CLAIMED || task->state == COPY_HELD || task->state == COPY_KEPT) {
         list_unlink(&task->ready.link);
-        task_free(task);
+        task_drop(task);
     } else if (blkrepl__port_withdraw(task->request)) {
         task->copy->in_flight--;
-        task_free(task);
+        if (task->state == COPY_CLEAN) {
+            task_clean(task);
+        } else {
+            task_drop(task);
+        }
     }
 }

@@ -185,7 +185,12 @@ static const char *const site_names[STRETCH_SITE_COUNT] = {
     [STRETCH_COPY_PUMP] = "copy-pump",
     [STRETCH_COPY_PROBE] = "copy-probe",
     [STRETCH_COPY_HELD] = "copy-held",
+    [STRETCH_SNAPSHOT_WAIT] = "snapshot-wait",
     [STRETCH_BACKUP_STATE] = "backup-state",
+    [STRETCH_THROTTLE] = "throttle",
+    [STRETCH_VERIFY_CLAIM] = "verify-claim",
+    [STRETCH_VERIFY_PUMP] = "verify-pump",
+    [STRETCH_VERIFY_STATE] = "verify-state",
 };
 
 /* Some of the places in some of the runs, so that depth is reached.  Drawn in

@@ -11,7 +11,7 @@
 
 typedef unsigned long long ull;
 
-#define HUGE_BYTES 512
+#define HUGE_BYTES 1024
 
 /* A struct of a newer release: larger, with something in what we do not know. */
 union huge {
@@ -50,6 +50,7 @@ static void look(struct seen *seen)
         if (sim.backups[i].job != NULL) {
             blkrepl_job_query(sim.backups[i].job, &info);
         }
+        info.flags &= ~(uint32_t)BLKREPL_JOB_FLAG_ERROR_PAUSED; /* comes when it comes */
         seen->states[i] = info.state << 16 | info.result << 8 | info.flags;
         seen->speeds[i] = info.speed_bytes_per_sec;
     }
@@ -348,6 +349,24 @@ static void wrong_write_cancel(void)
 
 /* ---- Jobs ----------------------------------------------------------------------- */
 
+static void wrong_new_verb(void)
+{
+    blkrepl_job *job = NULL;
+
+    switch (rng_below(7)) {
+    case 0: wrong_call("complete of NULL", -EINVAL, blkrepl_job_complete(NULL)); break;
+    case 1: wrong_call("finalize of NULL", -EINVAL, blkrepl_job_finalize(NULL)); break;
+    case 2: wrong_call("dismiss of NULL", -EINVAL, blkrepl_job_dismiss(NULL)); break;
+    case 3: wrong_call("find of NULL", -EINVAL, blkrepl_job_find(sim.ctx, NULL, &job)); break;
+    case 4: wrong_call("find of nobody", -ENOENT, blkrepl_job_find(sim.ctx, "nobody", &job)); break;
+    case 5: wrong_call("next into NULL", -EINVAL, blkrepl_job_next(sim.ctx, 0, NULL)); break;
+    default:
+        wrong_call("next of the last", -ENOENT, blkrepl_job_next(sim.ctx, UINT64_MAX, &job));
+        break;
+    }
+    EXPECT(job == NULL, "a refused call gives a handle");
+}
+
 static void wrong_verb(void)
 {
     struct backup *b = sim.backup_count > 0 ? &sim.backups[rng_below(sim.backup_count)] : NULL;
@@ -355,6 +374,10 @@ static void wrong_verb(void)
     blkrepl_job_info info = {.struct_size =
                                  (uint32_t)rng_below(offsetof(blkrepl_job_info, offloaded_bytes))};
 
+    if (sim.options.jobs_percent > 0 && rng_chance(40)) {
+        wrong_new_verb();
+        return;
+    }
     switch (rng_below(8)) {
     case 0: wrong_call("start of NULL", -EINVAL, blkrepl_job_start(NULL)); break;
     case 1: wrong_call("pause of NULL", -EINVAL, blkrepl_job_pause(NULL)); break;
@@ -400,20 +423,39 @@ static void newer_query(void)
 
 static char long_name[BLKREPL_NAME_MAX + 2];
 
+/* What there is no bitmap for, and what there is not at all. */
+static void break_policies(blkrepl_backup_options *o)
+{
+    switch (rng_below(6)) {
+    case 0: o->sync = (uint32_t)rng_between(2, 3); break;
+    case 1: o->sync = rng_chance(50) ? 5 : UINT32_MAX; break;
+    case 2: o->on_source_error = rng_chance(50) ? 5 : UINT32_MAX; break;
+    case 3: o->on_target_error = rng_chance(50) ? 5 : UINT32_MAX; break;
+    case 4: o->job_flags = UINT32_C(1) << rng_between(2, 31); break;
+    default: o->bitmap_mode = rng_chance(50) ? 4 : UINT32_MAX; break;
+    }
+}
+
 /* Break one of the options. */
 static int break_backup(union huge *huge)
 {
     static const uint64_t clusters[] = {1, 2048, 4095, 4097, 12288, 1u << 25, UINT64_C(1) << 63};
     blkrepl_backup_options *o = &huge->backup;
+    int code;
 
     switch (rng_below(10)) {
-    case 0: return wrong_size(&o->struct_size, huge, sizeof *o);
-    case 1: o->flags = UINT32_C(1) << rng_between(2, 31); break;
+    case 0:
+        code = wrong_size(&o->struct_size, huge, sizeof *o);
+        if (code == -EINVAL) { /* the first releases had fewer options */
+            o->struct_size %= (uint32_t)offsetof(blkrepl_backup_options, on_source_error);
+        }
+        return code;
+    case 1: o->flags = UINT32_C(1) << rng_between(3, 31); break;
     case 2: o->cluster_bytes = clusters[rng_below(7)]; break;
     case 3: o->workers_max = rng_chance(30) ? 1025 : rng_chance(50) ? UINT32_MAX : 1u << 31; break;
     case 4: o->chunk_bytes_max = rng_chance(50) ? (1u << 30) + 1 : UINT64_MAX; break;
     case 5: o->reserve_bytes = rng_chance(50) ? (UINT64_C(1) << 40) + 1 : UINT64_MAX; break;
-    case 6: o->sync = rng_chance(50) ? 2 : UINT32_MAX; break;
+    case 6: break_policies(o); break;
     case 7: o->on_cbw_error = rng_chance(50) ? 3 : UINT32_MAX; break;
     case 8:
         o->reserved0 = rng_chance(50);

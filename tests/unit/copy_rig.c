@@ -13,10 +13,15 @@ static enum step rig_step(struct blkrepl_job *job)
     struct copy_rig *r = rig_of(job);
 
     r->steps++;
-    if (r->pumps && !r->copy.stopped) {
+    if (r->pumps && !r->copy.stopped && !job_held(job)) {
         blkrepl__copy_pump(&r->copy);
     }
     return STEP_WAIT;
+}
+
+static void rig_resumed(struct blkrepl_job *job)
+{
+    blkrepl__copy_resume(&rig_of(job)->copy);
 }
 
 static void rig_nothing(struct blkrepl_job *job)
@@ -24,8 +29,11 @@ static void rig_nothing(struct blkrepl_job *job)
     (void)job;
 }
 
-static const struct job_ops rig_ops = {
-    .step = rig_step, .let_go = rig_nothing, .destroy = rig_nothing, .cancelled = rig_nothing};
+static const struct job_ops rig_ops = {.step = rig_step,
+                                       .let_go = rig_nothing,
+                                       .destroy = rig_nothing,
+                                       .cancelled = rig_nothing,
+                                       .resumed = rig_resumed};
 
 void copy_rig_init(struct copy_rig *r, uint64_t bytes)
 {
@@ -33,6 +41,7 @@ void copy_rig_init(struct copy_rig *r, uint64_t bytes)
     rig_open(&r->rig, NULL);
     script_init(&r->source, bytes);
     script_init(&r->target, bytes);
+    script_init(&r->spill, bytes);
     for (uint64_t i = 0; r->source.disk != NULL && i < bytes; i++) {
         r->source.disk[i] = (unsigned char)(i / 61 + i % 7 + 1);
     }
@@ -47,6 +56,11 @@ void copy_rig_open(struct copy_rig *r, const struct copy_config *config)
     }
     r->from = script_open(&r->source, &r->rig);
     r->to = script_open(&r->target, &r->rig);
+    if (r->with_spill) {
+        r->aside = script_open(&r->spill, &r->rig);
+        c.spill = r->aside;
+        c.spill_bytes_max = c.spill_bytes_max != 0 ? c.spill_bytes_max : r->spill.info.bytes * 2;
+    }
     c.source = r->from;
     c.target = r->to;
     c.cluster_bytes = c.cluster_bytes != 0 ? c.cluster_bytes : CLUSTER;
@@ -88,9 +102,10 @@ void copy_rig_close(struct copy_rig *r)
     blkrepl__copy_stop(&r->copy);
     blkrepl__leave(ctx, 0);
     for (int i = 0; i < 100 && !copy_idle(&r->copy); i++) {
-        r->source.hold = r->target.hold = 0;
+        r->source.hold = r->target.hold = r->spill.hold = 0;
         script_end_all(&r->source);
         script_end_all(&r->target);
+        script_end_all(&r->spill);
         rig_poll(&r->rig);
     }
     copy_rig_check(r);
@@ -105,9 +120,11 @@ void copy_rig_close(struct copy_rig *r)
     blkrepl_job_free(&r->job);
     blkrepl_image_close(r->from);
     blkrepl_image_close(r->to);
+    blkrepl_image_close(r->aside);
     rig_close(&r->rig);
     script_fini(&r->source);
     script_fini(&r->target);
+    script_fini(&r->spill);
     free(r->old);
 }
 
@@ -139,14 +156,23 @@ struct copy_task *copy_rig_task(struct copy_rig *r, uint64_t first, uint64_t cou
     return task;
 }
 
+#define AT_PORT                                                                                    \
+    (TO(COPY_STATUS) | TO(COPY_OFFLOAD) | TO(COPY_READ) | TO(COPY_WRITE) | TO(COPY_SPILL) |        \
+     TO(COPY_CLEAN) | TO(COPY_VOID))
+#define SAVED (TO(COPY_WRITE) | TO(COPY_SPILL) | TO(COPY_KEPT) | TO(COPY_HELD))
+
+/* Whether the guest may overwrite what the task has. */
+static bool task_has_saved(const struct copy_rig *r, const struct copy_task *task)
+{
+    const struct copy_config *config = &r->copy.config;
+    bool holds = config->hold_until_written && (config->spill == NULL || task->for_guest);
+
+    return task->spilled || task->state == COPY_VOID || (!holds && (SAVED & TO(task->state)) != 0);
+}
+
 static void check_task(const struct copy_rig *r, const struct copy_task *task)
 {
-    bool at_port = task->state == COPY_STATUS || task->state == COPY_OFFLOAD ||
-                   task->state == COPY_READ || task->state == COPY_WRITE ||
-                   task->state == COPY_VOID;
-    bool saved = ((task->state == COPY_WRITE || task->state == COPY_HELD) &&
-                  !r->copy.config.hold_until_written) ||
-                 task->state == COPY_VOID;
+    bool at_port = (AT_PORT & TO(task->state)) != 0;
 
     /* Between the backend's answer and its handling it is neither. */
     if (at_port && atomic_load(&task->request->live_id) == 0) {
@@ -156,13 +182,59 @@ static void check_task(const struct copy_rig *r, const struct copy_task *task)
         assert_false(task->request->queued);
         assert_int_equal(atomic_load(&task->request->live_id), 0);
     }
-    assert_int_equal(range_live(&task->range), !r->copy.stopped && !saved);
+    assert_int_equal(range_live(&task->range), !r->copy.stopped && !task_has_saved(r, task));
+}
+
+/* How many bytes of the source a map holds; no cluster is in `seen` already. */
+static uint64_t check_map(const struct copy_rig *r, const struct hbitmap *map, bool *seen)
+{
+    uint64_t cluster = r->copy.config.cluster_bytes;
+    uint64_t bytes = 0;
+
+    for (uint64_t bit = 0; bit < map->bit_count; bit++) {
+        if (blkrepl__hbitmap_test(map, bit)) {
+            assert_false(seen[bit]);
+            seen[bit] = true;
+            bytes += min_u64(cluster, image_bytes(r->from) - bit * cluster);
+        }
+    }
+    return bytes;
+}
+
+/* Invariant 1: each cluster is in one place, and what is in none is settled. */
+static void check_places(const struct copy_rig *r)
+{
+    const struct copy *copy = &r->copy;
+    uint64_t cluster = copy->config.cluster_bytes;
+    bool *seen = calloc(copy->todo.bit_count + 1, 1);
+    uint64_t settled = image_bytes(r->from);
+
+    assert_non_null(seen);
+    for (uint32_t i = 0; i < copy->task_count; i++) {
+        const struct copy_task *task = &copy->tasks[i];
+
+        if (task->state == COPY_FREE || task->state == COPY_VOID || task->state == COPY_CLEAN) {
+            continue;
+        }
+        settled -= task->end - task->start;
+        for (uint64_t at = task->start; at < task->end; at += cluster) {
+            assert_false(seen[at / cluster]);
+            seen[at / cluster] = true;
+        }
+    }
+    settled -= check_map(r, &copy->todo, seen);
+    settled -= check_map(r, &copy->spilled, seen);
+    settled -= check_map(r, &copy->bad, seen);
+    settled -= check_map(r, &copy->absent, seen);
+    if (!copy->stopped && list_linked(&copy->tap.link) && copy->absent.set_count == 0) {
+        assert_int_equal(copy->bytes_done, settled);
+    }
+    free(seen);
 }
 
 void copy_rig_check(const struct copy_rig *r)
 {
     const struct copy *copy = &r->copy;
-    uint64_t settled = image_bytes(r->from);
     unsigned active = 0;
 
     for (uint32_t i = 0; i < copy->task_count; i++) {
@@ -175,24 +247,12 @@ void copy_rig_check(const struct copy_rig *r)
         }
         active++;
         check_task(r, task);
-        if (task->state == COPY_VOID) {
-            continue;
-        }
-        settled -= task->end - task->start;
-        for (uint64_t at = task->start; at < task->end; at += copy->config.cluster_bytes) {
-            assert_false(blkrepl__hbitmap_test(&copy->todo, at / copy->config.cluster_bytes));
-        }
     }
-    for (uint64_t bit = 0; bit < copy->todo.bit_count && copy->todo.bit_count < 10000; bit++) {
-        uint64_t start = bit * copy->config.cluster_bytes;
-
-        if (blkrepl__hbitmap_test(&copy->todo, bit)) {
-            settled -= min_u64(copy->config.cluster_bytes, image_bytes(r->from) - start);
-        }
+    if (copy->todo.bit_count < 10000) {
+        check_places(r);
     }
-    if (!copy->stopped && copy->todo.bit_count < 10000 && list_linked(&copy->tap.link)) {
-        assert_int_equal(copy->bytes_done, settled); /* invariant 1 */
-    }
+    assert_true(copy->config.spill == NULL ||
+                copy->spill_clusters * copy->config.cluster_bytes <= copy->config.spill_bytes_max);
     if (copy->stopped) { /* invariant 3 */
         assert_false(list_linked(&copy->tap.link));
         assert_true(list_empty(&copy->waiting));
@@ -215,19 +275,23 @@ struct copy_task *copy_rig_task_at(struct copy_rig *r, uint64_t cluster)
     return NULL;
 }
 
+void copy_rig_resume(struct copy_rig *r)
+{
+    assert_int_equal(blkrepl_job_resume(&r->job), 0);
+    rig_poll(&r->rig);
+    copy_rig_check(r);
+}
+
+void copy_rig_end(struct copy_rig *r, struct script *script, unsigned nth, int result)
+{
+    script_end(script, nth, result);
+    rig_poll(&r->rig);
+    copy_rig_check(r);
+}
+
 void copy_rig_write(struct copy_rig *r, uint64_t start, uint64_t end, struct done *done)
 {
-    static unsigned char data[64 * 1024];
-    static blkrepl_iovec iovs[64];
-    static unsigned next;
-    blkrepl_iovec *iov = &iovs[next++ % 64];
-    blkrepl_completion completion = done_of(done);
-
-    memset(data, 0xee, sizeof data);
-    assert_true(end - start <= sizeof data);
-    *iov = (blkrepl_iovec){.base = data, .len = (size_t)(end - start)};
-    assert_int_equal(blkrepl_image_write(r->from, 0, start, iov, 1, 0, &completion), 0);
-    rig_poll(&r->rig);
+    rig_write(&r->rig, r->from, start, end, done);
     copy_rig_check(r);
 }
 

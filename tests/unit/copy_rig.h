@@ -14,6 +14,9 @@ struct copy_rig {
     struct rig rig;
     struct script source;
     struct script target;
+    struct script spill; /* opened if with_spill is set before copy_rig_open() */
+    bool with_spill;
+    blkrepl_image *aside;
     blkrepl_image *from;
     blkrepl_image *to;
     struct blkrepl_job job;
@@ -42,6 +45,11 @@ struct copy_task *copy_rig_task(struct copy_rig *r, uint64_t first, uint64_t cou
 void copy_rig_check(const struct copy_rig *r);
 /* The task over this cluster; NULL if there is none. */
 struct copy_task *copy_rig_task_at(struct copy_rig *r, uint64_t cluster);
+
+/* The job pauses no more. */
+void copy_rig_resume(struct copy_rig *r);
+/* One completion of a disk, handled. */
+void copy_rig_end(struct copy_rig *r, struct script *script, unsigned nth, int result);
 
 /* A guest write of one byte value over start..end of the source. */
 void copy_rig_write(struct copy_rig *r, uint64_t start, uint64_t end, struct done *done);

@@ -158,4 +158,8 @@ void done_assert(const struct done *done, int result);
 /* Never ran, and was released once. */
 void done_assert_rejected(const struct done *done);
 
+/* A guest write of 0xee over start..end of an image, then a poll.  The memory is static. */
+void rig_write(struct rig *rig, blkrepl_image *image, uint64_t start, uint64_t end,
+               struct done *done);
+
 #endif

@@ -1,132 +1,25 @@
 /* SPDX-License-Identifier: MIT */
-#include "unit/rig.h"
-
-#include "job/copy.h"
-
-#define CLUSTER 4096u
-#define BYTES (40 * CLUSTER + 100)
-
-struct bench {
-    struct rig rig;
-    struct script source;
-    struct script target;
-    blkrepl_image *from;
-    blkrepl_image *to;
-    unsigned char *old;
-    unsigned released;
-};
-
-static void bench_init(struct bench *b, uint64_t bytes)
-{
-    memset(b, 0, sizeof *b);
-    rig_open(&b->rig, NULL);
-    script_init(&b->source, bytes);
-    script_init(&b->target, bytes);
-    b->old = malloc((size_t)bytes + 1);
-    assert_non_null(b->old);
-    for (uint64_t i = 0; i < bytes; i++) {
-        b->old[i] = b->source.disk[i] = (unsigned char)(i / 13 + i % 5 + 1);
-    }
-}
-
-static void bench_open(struct bench *b, uint64_t bytes)
-{
-    bench_init(b, bytes);
-    b->from = script_open(&b->source, &b->rig);
-    b->to = script_open(&b->target, &b->rig);
-}
-
-static void bench_close(struct bench *b)
-{
-    blkrepl_image_close(b->from);
-    blkrepl_image_close(b->to);
-    rig_close(&b->rig);
-    script_fini(&b->source);
-    script_fini(&b->target);
-    free(b->old);
-}
-
-static void released(void *user)
-{
-    ((struct bench *)user)->released++;
-}
-
-static blkrepl_backup_options options_of(struct bench *b)
-{
-    return (blkrepl_backup_options){.struct_size = sizeof(blkrepl_backup_options),
-                                    .name = "b0",
-                                    .user = b,
-                                    .release = released,
-                                    .cluster_bytes = CLUSTER,
-                                    .chunk_bytes_max = 4 * CLUSTER,
-                                    .reserve_bytes = 2 * CLUSTER,
-                                    .workers_max = 2};
-}
-
-static blkrepl_job_info info_of(blkrepl_job *job)
-{
-    blkrepl_job_info info = {.struct_size = sizeof info};
-
-    assert_int_equal(blkrepl_job_query(job, &info), 0);
-    return info;
-}
-
-static blkrepl_job *create(struct bench *b, const blkrepl_backup_options *o)
-{
-    blkrepl_job *job;
-
-    assert_int_equal(blkrepl_backup_create(b->from, b->to, o, &job), 0);
-    return job;
-}
-
-/* The job has concluded so, and let go of everything. */
-static void assert_concluded(struct bench *b, blkrepl_job *job, uint32_t result, int error)
-{
-    blkrepl_job_info info = info_of(job);
-
-    assert_int_equal(info.state, BLKREPL_JOB_CONCLUDED);
-    assert_int_equal(info.result, result);
-    assert_int_equal(info.error, error);
-    assert_int_equal(info.requests_in_flight, 0);
-    assert_int_equal(rig_event(&b->rig, BLKREPL_EVENT_JOB_DONE, 0)->error, error);
-    assert_int_equal(rig_events(&b->rig, BLKREPL_EVENT_JOB_DONE), 1);
-    assert_int_equal(b->from->jobs_reading, 0);
-    assert_int_equal(b->to->jobs_writing, 0);
-    assert_int_equal(b->rig.ctx->memory_used, 0);
-    assert_int_equal(b->rig.ctx->job_requests.used, 0);
-    if (result == BLKREPL_RESULT_DONE) {
-        assert_int_equal(info.bytes_done, info.bytes_total);
-    } else {
-        assert_true(info.bytes_total == 0 || info.bytes_done < info.bytes_total);
-    }
-    blkrepl_job_free(job);
-    rig_poll(&b->rig);
-    assert_int_equal(b->released, 1);
-}
+#include "unit/backup_rig.h"
 
 static void backup_copies_everything_and_flushes_before_it_is_done(void **state)
 {
-    struct bench b;
+    struct bench *b = *state;
     blkrepl_job *job;
-    blkrepl_backup_options o;
+    blkrepl_backup_options o = options_of(b);
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
-    b.target.hold = 1u << BLKREPL_OP_FLUSH;
-    job = create(&b, &o);
+    b->target.hold = 1u << BLKREPL_OP_FLUSH;
+    job = create(b, &o);
     assert_int_equal(info_of(job).state, BLKREPL_JOB_CREATED);
     assert_int_equal(blkrepl_job_start(job), 0);
-    rig_poll(&b.rig);
-    assert_int_equal(b.target.waiting_count, 1);
-    assert_memory_equal(b.target.disk, b.old, BYTES);
+    rig_poll(&b->rig);
+    assert_int_equal(b->target.waiting_count, 1);
+    assert_memory_equal(b->target.disk, b->old, BYTES);
     assert_int_equal(info_of(job).state, BLKREPL_JOB_RUNNING);
     assert_int_equal(info_of(job).bytes_done, BYTES - 1); /* not yet durable */
     assert_int_equal(info_of(job).requests_in_flight, 1);
-    script_end(&b.target, 0, 0);
-    rig_poll(&b.rig);
-    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
-    bench_close(&b);
+    script_end(&b->target, 0, 0);
+    rig_poll(&b->rig);
+    assert_concluded(b, job, BLKREPL_RESULT_DONE, 0);
 }
 
 static void backup_of_nothing_is_done(void **state)
@@ -138,8 +31,7 @@ static void backup_of_nothing_is_done(void **state)
     (void)state;
     bench_open(&b, 0);
     o = options_of(&b);
-    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
-    rig_poll(&b.rig);
+    job = run(&b, &o);
     assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
     assert_int_equal(script_count(&b.target, BLKREPL_OP_FLUSH), 1);
     bench_close(&b);
@@ -147,47 +39,37 @@ static void backup_of_nothing_is_done(void **state)
 
 static void backup_whose_flush_fails_has_failed(void **state)
 {
-    struct bench b;
+    struct bench *b = *state;
     blkrepl_job *job;
-    blkrepl_backup_options o;
+    blkrepl_backup_options o = options_of(b);
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
-    b.target.result[BLKREPL_OP_FLUSH] = -EIO;
-    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
-    rig_poll(&b.rig);
+    b->target.result[BLKREPL_OP_FLUSH] = -EIO;
+    job = run(b, &o);
     assert_int_equal(info_of(job).error_side, BLKREPL_SIDE_TARGET);
     assert_non_null(strstr(info_of(job).message, "target flush"));
-    assert_concluded(&b, job, BLKREPL_RESULT_FAILED, -EIO);
-    bench_close(&b);
+    assert_concluded(b, job, BLKREPL_RESULT_FAILED, -EIO);
 }
 
 static void backup_that_fails_waits_for_what_is_in_flight(void **state)
 {
-    struct bench b;
+    struct bench *b = *state;
     blkrepl_job *job;
-    blkrepl_backup_options o;
+    blkrepl_backup_options o = options_of(b);
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
-    b.source.info.opcodes = 6;
-    b.from->leaf->port.info.opcodes = 6;
-    b.source.hold = 1u << BLKREPL_OP_READ;
-    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
-    rig_poll(&b.rig);
-    assert_int_equal(b.source.waiting_count, 2);
-    script_end(&b.source, 0, -EIO);
-    rig_poll(&b.rig);
+    b->source.info.opcodes = 6;
+    b->from->leaf->port.info.opcodes = 6;
+    b->source.hold = 1u << BLKREPL_OP_READ;
+    job = run(b, &o);
+    assert_int_equal(b->source.waiting_count, 2);
+    script_end(&b->source, 0, -EIO);
+    rig_poll(&b->rig);
     assert_int_equal(info_of(job).state, BLKREPL_JOB_RUNNING);
-    assert_int_equal(b.source.cancels, 1);
-    script_end(&b.source, 0, -ECANCELED);
-    rig_poll(&b.rig);
-    assert_int_equal(script_count(&b.target, 0), 0); /* not even a flush */
+    assert_int_equal(b->source.cancels, 1);
+    script_end(&b->source, 0, -ECANCELED);
+    rig_poll(&b->rig);
+    assert_int_equal(script_count(&b->target, 0), 0); /* not even a flush */
     assert_int_equal(info_of(job).error_count, 1);
-    assert_concluded(&b, job, BLKREPL_RESULT_FAILED, -EIO);
-    bench_close(&b);
+    assert_concluded(b, job, BLKREPL_RESULT_FAILED, -EIO);
 }
 
 /* Cancel while `opcode` waits at a backend. */
@@ -201,8 +83,7 @@ static void cancel_at(uint32_t opcode, bool at_target)
     bench_open(&b, BYTES);
     o = options_of(&b);
     script->hold = 1u << opcode;
-    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
-    rig_poll(&b.rig);
+    job = run(&b, &o);
     assert_true(script->waiting_count > 0);
     assert_int_equal(blkrepl_job_cancel(job, 0), 0);
     assert_int_equal(script->cancels, script->waiting_count);
@@ -256,8 +137,7 @@ static void backup_is_cancelled_before_its_flush_is_given_away(void **state)
     b.from = script_open(&b.source, &b.rig);
     b.to = script_open(&b.target, &b.rig);
     o = options_of(&b);
-    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
-    rig_poll(&b.rig);
+    job = run(&b, &o);
     assert_int_equal(blkrepl_job_pause(job), 0);
     script_end(&b.target, 0, 0);
     rig_poll(&b.rig);
@@ -278,132 +158,73 @@ static void backup_is_cancelled_before_its_flush_is_given_away(void **state)
 
 static void backup_goes_back_to_copying_what_a_failed_guest_copy_left(void **state)
 {
-    struct bench b;
+    struct bench *b = *state;
     struct done done;
     blkrepl_completion c;
     blkrepl_job *job;
-    blkrepl_backup_options o;
+    blkrepl_backup_options o = options_of(b);
 
-    (void)state;
-    bench_open(&b, 3 * CLUSTER);
-    o = options_of(&b);
     o.on_cbw_error = BLKREPL_CBW_GUEST_WRITE_FAILS;
-    b.target.hold = 1u << BLKREPL_OP_WRITE;
-    job = create(&b, &o);
-    assert_int_equal(blkrepl_job_pause(job), 0);
-    assert_int_equal(blkrepl_job_start(job), 0);
+    b->target.hold = 1u << BLKREPL_OP_WRITE;
+    job = start_paused(b, &o);
     c = done_of(&done);
-    assert_int_equal(blkrepl_image_write_zeroes(b.from, 0, 0, 100, 0, &c), 0);
-    rig_poll(&b.rig);
-    assert_int_equal(b.target.waiting_count, 1); /* a paused backup still saves */
+    assert_int_equal(blkrepl_image_write_zeroes(b->from, 0, 0, 100, 0, &c), 0);
+    rig_poll(&b->rig);
+    assert_int_equal(b->target.waiting_count, 1); /* a paused backup still saves */
     assert_int_equal(blkrepl_job_resume(job), 0);
-    rig_poll(&b.rig);
-    script_end(&b.target, script_find(&b.target, BLKREPL_OP_WRITE, CLUSTER), 0);
-    rig_poll(&b.rig);
-    assert_int_equal(b.target.waiting_count, 1); /* all is claimed: it drains */
-    script_end(&b.target, 0, -ENOSPC);
-    rig_poll(&b.rig);
+    rig_poll(&b->rig);
+    script_end(&b->target, script_find(&b->target, BLKREPL_OP_WRITE, CLUSTER), 0);
+    rig_poll(&b->rig);
+    assert_int_equal(b->target.waiting_count, 1); /* all is claimed: it drains */
+    script_end(&b->target, 0, -ENOSPC);
+    rig_poll(&b->rig);
     done_assert(&done, -ENOSPC);
-    script_end(&b.target, script_find(&b.target, BLKREPL_OP_WRITE, 0), 0);
-    rig_poll(&b.rig);
-    assert_memory_equal(b.target.disk, b.old, 3 * CLUSTER);
-    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
-    bench_close(&b);
+    script_end(&b->target, script_find(&b->target, BLKREPL_OP_WRITE, 0), 0);
+    rig_poll(&b->rig);
+    assert_memory_equal(b->target.disk, b->old, 3 * CLUSTER);
+    assert_concluded(b, job, BLKREPL_RESULT_DONE, 0);
 }
 
 static void backup_that_is_paused_stands_still(void **state)
 {
-    struct bench b;
+    struct bench *b = *state;
     blkrepl_job *job;
-    blkrepl_backup_options o;
+    blkrepl_backup_options o = options_of(b);
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
-    b.target.hold = 1u << BLKREPL_OP_WRITE;
-    assert_int_equal(blkrepl_backup_start(b.from, b.to, &o, &job), 0);
-    rig_poll(&b.rig);
+    b->target.hold = 1u << BLKREPL_OP_WRITE;
+    job = run(b, &o);
     assert_int_equal(blkrepl_job_pause(job), 0);
-    while (b.target.waiting_count > 0) {
-        script_end(&b.target, 0, 0);
-        rig_poll(&b.rig);
+    while (b->target.waiting_count > 0) {
+        script_end(&b->target, 0, 0);
+        rig_poll(&b->rig);
     }
     assert_int_equal(info_of(job).state, BLKREPL_JOB_RUNNING);
     assert_true(info_of(job).bytes_done < BYTES / 2);
-    b.target.hold = 0;
+    b->target.hold = 0;
     assert_int_equal(blkrepl_job_resume(job), 0);
-    rig_poll(&b.rig);
-    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
-    bench_close(&b);
+    rig_poll(&b->rig);
+    assert_concluded(b, job, BLKREPL_RESULT_DONE, 0);
 }
 
 /* ---- Options -------------------------------------------------------------------- */
 
-static void refused(struct bench *b, const blkrepl_backup_options *o, int code)
-{
-    blkrepl_job *job = (blkrepl_job *)(void *)b;
-    unsigned before = b->released;
-    uint64_t live = b->rig.heap.live;
-
-    assert_int_equal(blkrepl_backup_create(b->from, b->to, o, &job), code);
-    assert_null(job);
-    assert_int_equal(b->released, before + 1);
-    assert_int_equal(b->rig.heap.live, live);
-    assert_int_equal(b->from->refs, 1);
-    assert_int_equal(b->to->refs, 1);
-    assert_int_equal(b->to->jobs_writing, 0);
-    assert_int_equal(b->rig.ctx->job_requests.used, 0);
-}
-
 static void backup_refuses_bad_options_and_releases_once(void **state)
 {
-    struct bench b;
-    blkrepl_backup_options good;
-    blkrepl_backup_options o;
+    struct bench *b = *state;
 
-    (void)state;
-    bench_open(&b, BYTES);
-    good = options_of(&b);
-    o = good;
-    o.flags = 4;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.reserved0 = 1;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.reserved1 = &b;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.sync = 2;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.on_cbw_error = 3;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.cluster_bytes = 2048;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.cluster_bytes = 3 * 4096;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.cluster_bytes = 32 * MIB;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.workers_max = 1025;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.chunk_bytes_max = (UINT64_C(1) << 30) + 1;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.reserve_bytes = (UINT64_C(1) << 40) + 1;
-    refused(&b, &o, -EINVAL);
-    o = good;
-    o.reserve_bytes = UINT64_C(1) << 36;
-    refused(&b, &o, -ENOMEM); /* more than the context's budget */
-    o = good;
-    o.name = "";
-    refused(&b, &o, -EINVAL);
-    bench_close(&b);
+    REFUSED(b, flags, 16, -EINVAL);
+    REFUSED(b, reserved0, 1, -EINVAL);
+    REFUSED(b, reserved1, b, -EINVAL);
+    REFUSED(b, sync, 5, -EINVAL);
+    REFUSED(b, on_cbw_error, 3, -EINVAL);
+    REFUSED(b, cluster_bytes, 2048, -EINVAL);
+    REFUSED(b, cluster_bytes, 3 * 4096, -EINVAL);
+    REFUSED(b, cluster_bytes, 32 * MIB, -EINVAL);
+    REFUSED(b, workers_max, 1025, -EINVAL);
+    REFUSED(b, chunk_bytes_max, (UINT64_C(1) << 30) + 1, -EINVAL);
+    REFUSED(b, reserve_bytes, (UINT64_C(1) << 40) + 1, -EINVAL);
+    REFUSED(b, reserve_bytes, UINT64_C(1) << 36, -ENOMEM); /* more than the context's budget */
+    REFUSED(b, name, "", -EINVAL);
 }
 
 static void backup_refuses_images_that_do_not_fit(void **state)
@@ -442,6 +263,7 @@ static void backup_refuses_images_that_do_not_fit(void **state)
  * same only as the same image. */
 static void backup_tells_disks_apart(void **state)
 {
+    struct bench *b = *state;
     static const struct {
         bool from;
         bool to;
@@ -451,113 +273,85 @@ static void backup_tells_disks_apart(void **state)
     } cases[] = {{false, false, 0, 0, 0},     {true, false, 0, 0, 0}, {false, true, 0, 0, 0},
                  {true, true, 0, 0, -EINVAL}, {true, true, 1, 0, 0},  {true, true, 0, 1, 0},
                  {true, true, 1, 1, 0}};
-    struct bench b;
-    blkrepl_backup_options o;
+    blkrepl_backup_options o = options_of(b);
     blkrepl_job *job;
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
-        b.from->leaf->identified = cases[i].from;
-        b.to->leaf->identified = cases[i].to;
-        b.to->leaf->device = cases[i].device;
-        b.to->leaf->inode = cases[i].inode;
-        assert_int_equal(blkrepl_backup_create(b.from, b.to, &o, &job), cases[i].rc);
+        b->from->leaf->identified = cases[i].from;
+        b->to->leaf->identified = cases[i].to;
+        b->to->leaf->device = cases[i].device;
+        b->to->leaf->inode = cases[i].inode;
+        assert_int_equal(blkrepl_backup_create(b->from, b->to, &o, &job), cases[i].rc);
         blkrepl_job_free(job);
-        rig_poll(&b.rig);
+        rig_poll(&b->rig);
     }
-    bench_close(&b);
 }
 
 /* The host may have given our first choice of a name to another job. */
 static void backup_without_a_name_gets_one_that_is_free(void **state)
 {
-    struct bench b;
+    struct bench *b = *state;
     blkrepl_image *targets[3];
     blkrepl_job *jobs[3];
     char names[2][32];
     char want[32];
 
-    (void)state;
-    bench_open(&b, BYTES);
     for (int i = 0; i < 3; i++) {
-        assert_int_equal(blkrepl_image_open_memory(b.rig.ctx, BYTES, NULL, &targets[i]), 0);
+        assert_int_equal(blkrepl_image_open_memory(b->rig.ctx, BYTES, NULL, &targets[i]), 0);
     }
     for (int i = 0; i < 3; i++) {
-        uint64_t third = b.rig.ctx->last_id + 3 - (unsigned)i; /* the id of the third job */
-        blkrepl_backup_options o = options_of(&b);
+        uint64_t third = b->rig.ctx->last_id + 3 - (unsigned)i; /* the id of the third job */
+        blkrepl_backup_options o = options_of(b);
 
         o.name = i < 2 ? names[i] : NULL;
         snprintf(names[0], sizeof names[0], "backup-%u", (unsigned)third);
         snprintf(names[1], sizeof names[1], "backup-%u.1", (unsigned)third);
         snprintf(want, sizeof want, "backup-%u.2", (unsigned)third);
-        assert_int_equal(blkrepl_backup_create(b.from, targets[i], &o, &jobs[i]), 0);
+        assert_int_equal(blkrepl_backup_create(b->from, targets[i], &o, &jobs[i]), 0);
     }
     assert_string_equal(info_of(jobs[2]).name, want);
     for (int i = 0; i < 3; i++) {
         blkrepl_job_free(jobs[i]);
         blkrepl_image_close(targets[i]);
     }
-    bench_close(&b);
 }
 
 static void backup_keeps_its_images_to_itself(void **state)
 {
-    struct bench b;
-    blkrepl_backup_options o;
+    struct bench *b = *state;
+    blkrepl_backup_options o = options_of(b);
     blkrepl_job *first;
     blkrepl_job *job;
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
-    first = create(&b, &o);
+    first = create(b, &o);
     o.name = "b1";
-    assert_int_equal(blkrepl_backup_create(b.from, b.to, &o, &job), -EBUSY); /* its target */
-    assert_int_equal(blkrepl_backup_create(b.to, b.from, &o, &job), -EBUSY);
-    assert_int_equal(blkrepl_image_discard(b.to, 0, 0, 1, 0, NULL), -EBUSY);
-    b.released = 0;
+    assert_int_equal(blkrepl_backup_create(b->from, b->to, &o, &job), -EBUSY); /* its target */
+    assert_int_equal(blkrepl_backup_create(b->to, b->from, &o, &job), -EBUSY);
+    assert_int_equal(blkrepl_image_discard(b->to, 0, 0, 1, 0, NULL), -EBUSY);
+    bench_open_third(b, BYTES);
+    assert_int_equal(blkrepl_backup_create(b->to, b->spill, &o, &job), -EBUSY); /* half written */
+    b->released = 0;
     blkrepl_job_free(first); /* never started: gone */
-    rig_poll(&b.rig);
-    assert_int_equal(b.released, 1);
-    assert_int_equal(b.to->jobs_writing, 0);
-    first = create(&b, &o);
+    rig_poll(&b->rig);
+    assert_int_equal(b->released, 1);
+    assert_int_equal(b->to->jobs_writing, 0);
+    first = create(b, &o);
     blkrepl_job_free(first);
-    bench_close(&b);
 }
-
-/* How a struct backup begins. */
-struct head {
-    struct blkrepl_job job;
-    struct copy copy;
-};
 
 static void backup_takes_what_both_images_need_for_a_cluster(void **state)
 {
-    struct bench b;
-    blkrepl_backup_options o;
+    struct bench *b = *state;
+    blkrepl_backup_options o = options_of(b);
     blkrepl_job *job;
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
     o.cluster_bytes = 0;
     o.chunk_bytes_max = 0;
-    b.to->leaf->port.info.cluster_bytes = 1u << 20;
-    b.from->leaf->port.info.cluster_bytes = 1u << 17;
-    job = create(&b, &o);
-    assert_int_equal(CONTAINER_OF(
-                         job,
-                         struct {
-                             struct blkrepl_job job;
-                             struct copy copy;
-                         },
-                         job)
-                         ->copy.config.cluster_bytes,
-                     1u << 20);
+    b->to->leaf->port.info.cluster_bytes = 1u << 20;
+    b->from->leaf->port.info.cluster_bytes = 1u << 17;
+    job = create(b, &o);
+    assert_int_equal(copy_of(job)->config.cluster_bytes, 1u << 20);
     blkrepl_job_free(job);
-    bench_close(&b);
 }
 
 struct two_jobs {
@@ -567,16 +361,6 @@ struct two_jobs {
     blkrepl_job *jobs[2];
     struct done done[4];
 };
-
-static void two_write(struct two_jobs *t, unsigned cluster, struct done *done)
-{
-    static unsigned char data[100] = {0xee};
-    static blkrepl_iovec iov = {data, sizeof data};
-    blkrepl_completion c = done_of(done);
-
-    assert_int_equal(blkrepl_image_write(t->b.from, 0, cluster * CLUSTER, &iov, 1, 0, &c), 0);
-    rig_poll(&t->b.rig);
-}
 
 /* Two paused backups of one disk, each with two buffers; the second one's are in
  * use, by clusters 10 and 11. */
@@ -601,7 +385,7 @@ static void two_open(struct two_jobs *t)
         assert_int_equal(blkrepl_job_pause(t->jobs[i]), 0);
     }
     for (unsigned i = 0; i < 2; i++) {
-        two_write(t, 10 + i, &t->done[i]);
+        guest_write(&t->b, 10 + i, &t->done[i]);
         done_assert(&t->done[i], 0); /* saved in the buffers */
     }
     assert_int_equal(t->third.waiting_count, 2);
@@ -637,11 +421,11 @@ static void backup_passes_a_buffer_on_when_a_guest_goes_to_another_job(void **st
 
     (void)state;
     two_open(&t);
-    two_write(&t, 0, &t.done[2]);
-    two_write(&t, 1, &t.done[3]);
+    guest_write(&t.b, 0, &t.done[2]);
+    guest_write(&t.b, 1, &t.done[3]);
     ASSERT_PENDING(&t.done[2]);
     ASSERT_PENDING(&t.done[3]);
-    first = &CONTAINER_OF(t.jobs[0], struct head, job)->copy;
+    first = copy_of(t.jobs[0]);
     blkrepl__hbitmap_set(&first->todo, 0, 1);
     t.b.source.hold = 1u << BLKREPL_OP_READ;
     script_end(&t.third, 0, 0);
@@ -656,74 +440,49 @@ static void backup_passes_a_buffer_on_when_a_guest_goes_to_another_job(void **st
 
 static void backup_create_that_runs_out_of_memory_anywhere_leaks_nothing(void **state)
 {
-    struct bench b;
-    blkrepl_backup_options o;
-    blkrepl_job *job;
-    bool done = false;
+    struct bench *b = *state;
+    blkrepl_backup_options o = options_of(b);
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
-    for (uint64_t n = 1; n < 20 && !done; n++) {
-        uint64_t live = b.rig.heap.live;
-
-        b.released = 0;
-        b.rig.heap.fail_at = b.rig.heap.calls + n;
-        done = blkrepl_backup_create(b.from, b.to, &o, &job) == 0;
-        b.rig.heap.fail_at = 0;
-        if (done) {
-            assert_true(n > 3);
-            blkrepl_job_free(job);
-            rig_poll(&b.rig);
-        }
-        assert_int_equal(b.rig.heap.live, live);
-        assert_int_equal(b.released, 1);
-    }
-    assert_true(done);
-    bench_close(&b);
+    create_without_memory(b, &o, 3, 20);
 }
 
 static void backup_that_runs_takes_no_memory(void **state)
 {
-    struct bench b;
-    blkrepl_backup_options o;
+    struct bench *b = *state;
+    blkrepl_backup_options o = options_of(b);
     blkrepl_job *job;
     uint64_t calls;
 
-    (void)state;
-    bench_open(&b, BYTES);
-    o = options_of(&b);
-    job = create(&b, &o);
-    calls = b.rig.heap.calls;
+    job = create(b, &o);
+    calls = b->rig.heap.calls;
     assert_int_equal(blkrepl_job_start(job), 0);
-    assert_int_equal(blkrepl_image_write_zeroes(b.from, 0, 0, BYTES, 0, NULL), 0);
-    rig_poll(&b.rig);
-    assert_memory_equal(b.target.disk, b.old, BYTES);
-    assert_int_equal(b.rig.heap.calls, calls);
-    assert_concluded(&b, job, BLKREPL_RESULT_DONE, 0);
-    bench_close(&b);
+    assert_int_equal(blkrepl_image_write_zeroes(b->from, 0, 0, BYTES, 0, NULL), 0);
+    rig_poll(&b->rig);
+    assert_memory_equal(b->target.disk, b->old, BYTES);
+    assert_int_equal(b->rig.heap.calls, calls);
+    assert_concluded(b, job, BLKREPL_RESULT_DONE, 0);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(backup_copies_everything_and_flushes_before_it_is_done),
+        BENCH_TEST(backup_copies_everything_and_flushes_before_it_is_done),
         cmocka_unit_test(backup_of_nothing_is_done),
-        cmocka_unit_test(backup_whose_flush_fails_has_failed),
-        cmocka_unit_test(backup_that_fails_waits_for_what_is_in_flight),
+        BENCH_TEST(backup_whose_flush_fails_has_failed),
+        BENCH_TEST(backup_that_fails_waits_for_what_is_in_flight),
         cmocka_unit_test(backup_is_cancelled_in_every_state),
         cmocka_unit_test(backup_is_cancelled_before_its_flush_is_given_away),
-        cmocka_unit_test(backup_goes_back_to_copying_what_a_failed_guest_copy_left),
-        cmocka_unit_test(backup_that_is_paused_stands_still),
-        cmocka_unit_test(backup_refuses_bad_options_and_releases_once),
+        BENCH_TEST_SIZE(backup_goes_back_to_copying_what_a_failed_guest_copy_left, 3 * CLUSTER),
+        BENCH_TEST(backup_that_is_paused_stands_still),
+        BENCH_TEST(backup_refuses_bad_options_and_releases_once),
         cmocka_unit_test(backup_refuses_images_that_do_not_fit),
-        cmocka_unit_test(backup_tells_disks_apart),
-        cmocka_unit_test(backup_without_a_name_gets_one_that_is_free),
-        cmocka_unit_test(backup_keeps_its_images_to_itself),
-        cmocka_unit_test(backup_takes_what_both_images_need_for_a_cluster),
+        BENCH_TEST(backup_tells_disks_apart),
+        BENCH_TEST(backup_without_a_name_gets_one_that_is_free),
+        BENCH_TEST(backup_keeps_its_images_to_itself),
+        BENCH_TEST(backup_takes_what_both_images_need_for_a_cluster),
         cmocka_unit_test(backup_passes_a_buffer_on_when_a_guest_goes_to_another_job),
-        cmocka_unit_test(backup_create_that_runs_out_of_memory_anywhere_leaks_nothing),
-        cmocka_unit_test(backup_that_runs_takes_no_memory),
+        BENCH_TEST(backup_create_that_runs_out_of_memory_anywhere_leaks_nothing),
+        BENCH_TEST(backup_that_runs_takes_no_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -288,7 +288,7 @@ static void context_free_names_what_remains(void **state)
     assert_int_equal(blkrepl_image_flush(image, 0, &c), 0);
     assert_int_equal(blkrepl_context_free(rig.ctx), -EBUSY);
     assert_string_equal(blkrepl_error_message(),
-                        "context: 1 image, 0 bitmap and 0 job handles are open");
+                        "context: 1 image, 0 bitmap, 0 job and 0 group handles are open");
     assert_int_equal(script.cancels, 1); /* nobody wants it any more */
     assert_true(script.cancelled == script.waiting[0]->id);
     blkrepl_image_close(image);

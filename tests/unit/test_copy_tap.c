@@ -360,6 +360,49 @@ static void tap_timeout_of_a_starved_guest_blames_the_target(void **state)
     copy_rig_close(&r);
 }
 
+/* A write longer than the reserve: every buffer waits for the source, which has hung. */
+static void tap_timeout_of_a_starved_guest_names_a_source_that_has_hung(void **state)
+{
+    struct copy_rig r;
+    struct done write;
+
+    (void)state;
+    rig(&r, false, 1, TIMEOUT);
+    r.source.hold = OP(READ);
+    copy_rig_write(&r, 0, 5 * CLUSTER, &write);
+    assert_int_equal(r.source.waiting_count, 2);
+    assert_false(list_empty(&r.copy.starved));
+    rig_advance(&r.rig, TIMEOUT);
+    done_assert(&write, 0);
+    assert_true(r.copy.failed);
+    assert_int_equal(r.job.cause.code, -ETIMEDOUT);
+    assert_int_equal(r.job.cause.side, BLKREPL_SIDE_SOURCE);
+    assert_string_equal(r.job.cause.what, "read");
+    copy_rig_close(&r);
+}
+
+/* One buffer waits for the target, the other one for the source: who is late is not
+ * known, and the target is what a guest waits for that finds no buffer. */
+static void tap_timeout_of_a_starved_guest_blames_the_target_if_it_has_a_buffer(void **state)
+{
+    struct copy_rig r;
+    struct done first;
+    struct done write;
+
+    (void)state;
+    rig(&r, false, 1, TIMEOUT);
+    r.target.hold = 0x7e;
+    copy_rig_write(&r, 9 * CLUSTER, 10 * CLUSTER, &first);
+    done_assert(&first, 0);
+    r.source.hold = OP(READ);
+    copy_rig_write(&r, 0, 5 * CLUSTER, &write);
+    assert_false(list_empty(&r.copy.starved));
+    rig_advance(&r.rig, TIMEOUT);
+    done_assert(&write, 0);
+    assert_int_equal(r.job.cause.side, BLKREPL_SIDE_TARGET);
+    copy_rig_close(&r);
+}
+
 static void tap_timeout_under_guest_write_fails_fails_the_write_only(void **state)
 {
     struct copy_rig r;
@@ -568,6 +611,8 @@ int main(void)
         cmocka_unit_test(tap_copies_the_tail_of_an_image_that_is_not_whole),
         cmocka_unit_test(tap_timeout_breaks_the_backup_not_the_guest),
         cmocka_unit_test(tap_timeout_of_a_starved_guest_blames_the_target),
+        cmocka_unit_test(tap_timeout_of_a_starved_guest_names_a_source_that_has_hung),
+        cmocka_unit_test(tap_timeout_of_a_starved_guest_blames_the_target_if_it_has_a_buffer),
         cmocka_unit_test(tap_timeout_under_guest_write_fails_fails_the_write_only),
         cmocka_unit_test(tap_timeout_ends_with_a_clock_at_its_limit),
         cmocka_unit_test(tap_time_starts_anew_when_a_copy_has_ended_for_the_guest),

@@ -103,7 +103,7 @@ static void leaf_refuses_an_info_that_is_out_of_bounds(void **state)
     info.opcodes = 4; /* no READ */
     refuse(&b, info);
     info = good;
-    info.flags = 4;
+    info.flags = 8;
     refuse(&b, info);
     info = good;
     info.request_alignment = 3;

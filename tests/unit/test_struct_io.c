@@ -175,7 +175,13 @@ static void struct_io_v1_sizes_are_those_of_this_release(void **state)
     assert_int_equal(BLKREPL_FILE_OPTIONS_V1_BYTES, sizeof(blkrepl_file_options));
     assert_int_equal(BLKREPL_BRACKET_V1_BYTES, sizeof(blkrepl_bracket));
     assert_int_equal(BLKREPL_JOB_INFO_V1_BYTES, offsetof(blkrepl_job_info, offloaded_bytes));
-    assert_int_equal(BLKREPL_BACKUP_OPTIONS_V1_BYTES, sizeof(blkrepl_backup_options));
+    assert_int_equal(BLKREPL_BACKUP_OPTIONS_V1_BYTES,
+                     offsetof(blkrepl_backup_options, on_source_error));
+    assert_int_equal(BLKREPL_SNAPSHOT_OPTIONS_V1_BYTES, sizeof(blkrepl_snapshot_options));
+    assert_int_equal(BLKREPL_THROTTLE_OPTIONS_V1_BYTES, sizeof(blkrepl_throttle_options));
+    assert_int_equal(BLKREPL_THROTTLE_INFO_V1_BYTES, sizeof(blkrepl_throttle_info));
+    assert_int_equal(BLKREPL_VERIFY_OPTIONS_V1_BYTES,
+                     offsetof(blkrepl_verify_options, guest_timeout_ns));
 }
 
 int main(void)
