@@ -89,6 +89,9 @@ static void check_flags(struct tape *t, const blkrepl_io *io)
     if (writes && (t->info.flags & BLKREPL_BACKEND_FUA)) {
         known |= BLKREPL_IO_FUA;
     }
+    if (io->opcode == BLKREPL_OP_WRITE && (t->info.flags & BLKREPL_BACKEND_COMPRESS)) {
+        known |= BLKREPL_IO_COMPRESS;
+    }
     if (io->opcode == BLKREPL_OP_ZEROES) {
         known |= BLKREPL_IO_MAY_UNMAP | BLKREPL_IO_NO_FALLBACK;
     }

@@ -103,7 +103,7 @@ static void struct_size_is_checked(void **state)
     o.struct_size = 0;
     ASSERT_CODE(blkrepl_backup_create(source, target, &o, &job), -EINVAL);
     assert_null(job);
-    o.struct_size = sizeof o - 1;
+    o.struct_size = offsetof(blkrepl_backup_options, on_source_error) - 1; /* less than in 0.1 */
     ASSERT_CODE(blkrepl_backup_create(source, target, &o, &job), -EINVAL);
     fresh();
     newer.known = o;
@@ -121,7 +121,7 @@ static void struct_size_is_checked(void **state)
 static void unknown_and_reserved_are_refused(void **state)
 {
     (void)state;
-    o.flags = 4;
+    o.flags = 16;
     refused(-EINVAL);
     o.flags = 0x80000000u;
     refused(-EINVAL);
@@ -129,7 +129,7 @@ static void unknown_and_reserved_are_refused(void **state)
     refused(-EINVAL);
     o.reserved1 = &o;
     refused(-EINVAL);
-    o.sync = 2;
+    o.sync = 5;
     refused(-EINVAL);
     o.on_cbw_error = 3;
     refused(-EINVAL);
