@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* backup.c - backups: their options and their verbs. */
+/* backup.c - backups: how they are made; their verbs are in verb.c, what they do beyond
+ * a plain copy in jobs.c. */
 #include "sim.h"
 
 #include <errno.h>
@@ -14,7 +15,7 @@ static ull number(const struct backup *backup)
     return (ull)(backup - sim.backups);
 }
 
-static void backup_release(void *user)
+void job_release(void *user)
 {
     struct backup *backup = user;
 
@@ -24,6 +25,9 @@ static void backup_release(void *user)
            number(backup));
     EXPECT(!backup->created || lanes_in_poll(0), "backup %llu released outside of polls of lane 0",
            number(backup));
+    EXPECT(sim.shutdown || !backup->created || !backup->started || backup->dismissed ||
+               backup->verbs > 0 || (backup->job_flags & BLKREPL_JOB_MANUAL_DISMISS) == 0,
+           "backup %llu is released, but was not dismissed", number(backup));
     backup->release_count++;
     oracle_bitmap_job_over(backup);
     inside(INSIDE_JOB_RELEASE);
@@ -34,14 +38,15 @@ blkrepl_job_info backup_query(struct backup *backup)
     blkrepl_job_info info = {.struct_size = sizeof info};
     int answer = blkrepl_job_query(backup->job, &info);
 
-    EXPECT(answer == 0 && info.user == backup && info.kind == BLKREPL_KIND_BACKUP,
+    EXPECT(answer == 0 && info.user == backup &&
+               info.kind == (backup->kind == 0 ? BLKREPL_KIND_BACKUP : backup->kind),
            "query of backup %llu answered %d", number(backup), answer);
     return info;
 }
 
 /* ---- Start ------------------------------------------------------------------ */
 
-static uint64_t draw_speed(void)
+uint64_t draw_speed(void)
 {
     return rng_chance(90) ? rng_between(5000, 5000000) : rng_chance(50) ? 1 : UINT64_MAX;
 }
@@ -54,7 +59,7 @@ static void draw_options(struct backup *backup)
     uint64_t cluster = rng_chance(65) ? 4096 : UINT64_C(4096) << rng_below(5);
 
     *o = (blkrepl_backup_options){.struct_size = sizeof *o, .user = backup};
-    o->release = backup_release;
+    o->release = job_release;
     o->flags = rng_chance(25) ? (uint32_t)rng_between(1, 3) : 0;
     o->cluster_bytes = rng_chance(8) ? 0 : cluster;
     o->chunk_bytes_max = rng_chance(30) ? 0 : cluster * rng_between(1, 8);
@@ -78,27 +83,71 @@ static void draw_options(struct backup *backup)
         o->chunk_bytes_max = 0;
         o->reserve_bytes = rng_chance(90) ? 65536 * rng_between(1, 4) : o->reserve_bytes;
     }
+    jobs_draw_backup(backup);
 }
 
-/* Has another job this name? */
-static enum hold name_hold(const struct backup *but)
+/* Is the name of this one free again? */
+static enum hold keeps_name(const struct backup *b)
 {
-    const char *name = but->options.name;
+    bool concludes = b->started || b->cancel_asked; /* a job that did neither is just gone */
+    bool manual = concludes && (b->job_flags & BLKREPL_JOB_MANUAL_DISMISS) != 0;
+
+    if (b->dismissed || b->release_count > 0) {
+        return HOLD_NONE;
+    }
+    if (b->calling || b->unsure || b->verbs > 0) {
+        return HOLD_MAYBE;
+    }
+    return !b->created           ? HOLD_NONE
+           : !b->freed || manual ? HOLD_SURE
+           : !b->done            ? HOLD_MAYBE
+                                 : HOLD_NONE;
+}
+
+enum hold job_name_hold(const struct backup *but, const char *name)
+{
     enum hold hold = HOLD_NONE;
 
     for (uint32_t i = 0; name != NULL && i < sim.backup_count; i++) {
         const struct backup *b = &sim.backups[i];
-
         bool known = b->job_name[0] != '\0';
+        enum hold one;
 
         if (b == but || (known && strcmp(b->job_name, name) != 0)) {
             continue;
         }
-        if (known && !b->freed) {
-            return HOLD_SURE;
-        }
-        if (b->calling || (b->created && !b->done && b->release_count == 0)) {
-            hold = HOLD_MAYBE;
+        one = keeps_name(b);
+        one = one == HOLD_SURE && !known ? HOLD_MAYBE : one;
+        hold = one > hold ? one : hold;
+    }
+    return hold;
+}
+
+/* Does one of these jobs still live? */
+static enum hold lives(struct backup *b)
+{
+    if (b->created && !b->freed) {
+        return backup_query(b).state != BLKREPL_JOB_CONCLUDED ? HOLD_SURE : HOLD_NONE;
+    }
+    return b->calling || (b->freed && !b->done && b->release_count == 0) ? HOLD_MAYBE : HOLD_NONE;
+}
+
+static enum hold hold_of(const struct disk *disk, bool readers)
+{
+    enum hold hold = HOLD_NONE;
+
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        struct backup *b = &sim.backups[i];
+        bool reads = job_is_verify(b) && ((b->source == disk && b->through == NULL) ||
+                                          (b->target == disk && b->through2 == NULL));
+
+        if (job_writes_to(b, disk) || (readers && reads)) {
+            enum hold one = lives(b);
+
+            if (one == HOLD_SURE) {
+                return one;
+            }
+            hold = one > hold ? one : hold;
         }
     }
     return hold;
@@ -106,23 +155,41 @@ static enum hold name_hold(const struct backup *but)
 
 enum hold backup_hold(const struct disk *target)
 {
-    enum hold hold = HOLD_NONE;
+    return hold_of(target, false);
+}
 
-    for (uint32_t i = 0; i < sim.backup_count; i++) {
-        struct backup *b = &sim.backups[i];
+/* A snapshot that outlives its job may still read. */
+enum hold backup_use(const struct disk *target)
+{
+    enum hold hold = hold_of(target, true);
 
-        if (b->target != target) {
-            continue;
-        }
-        if (b->created && !b->freed) {
-            if (backup_query(b).state != BLKREPL_JOB_CONCLUDED) {
-                return HOLD_SURE;
-            }
-        } else if (b->calling || (b->freed && !b->done && b->release_count == 0)) {
+    for (uint32_t i = 0; hold == HOLD_NONE && i < SNAPSHOTS_MAX; i++) {
+        const struct snapshot *s = &sim.snapshots[i];
+
+        if (s->used && !s->released && s->of->target == target && target->in_flight > 0) {
             hold = HOLD_MAYBE;
         }
     }
     return hold;
+}
+
+static blkrepl_image *source_image(const struct backup *b)
+{
+    return b->through != NULL ? b->through->disk.image : b->source->image;
+}
+
+static bool has_images(const struct backup *b)
+{
+    return source_image(b) != NULL && b->target->image != NULL &&
+           (b->spill == NULL || b->spill->image != NULL);
+}
+
+/* The handles that the host has now. */
+static void take_handles(struct backup *b)
+{
+    b->options.spill = b->spill != NULL ? b->spill->image : NULL;
+    b->options.bitmap = b->bitmap != NULL ? b->bitmap->handles[0] : NULL;
+    b->options.throttle = b->throttle != NULL ? b->throttle->throttle : NULL;
 }
 
 static int make(struct backup *backup, bool start)
@@ -131,13 +198,20 @@ static int make(struct backup *backup, bool start)
     bool failed = sim.alloc_failed;
     int answer;
 
+    /* A call from inside those that we have just made may have closed one: no create
+     * then, and nothing that it would release. */
+    if (!has_images(backup)) {
+        backup->release_count = 1;
+        return -EBADF;
+    }
     sim.may_allocate = true;
     sim.alloc_failed = false;
     backup->calling = true;
+    take_handles(backup);
     backup->speed_bytes_per_sec = backup->options.speed_bytes_per_sec;
     inside_calls(start ? CALL_BACKUP_START : CALL_CREATE);
     answer = (start ? blkrepl_backup_start : blkrepl_backup_create)(
-        backup->source->image, backup->target->image, &backup->options, &backup->job);
+        source_image(backup), backup->target->image, &backup->options, &backup->job);
     backup->calling = false;
     backup->alloc_failed = sim.alloc_failed;
     sim.may_allocate = may_allocate;
@@ -160,50 +234,108 @@ static void learn_id(struct backup *backup)
     memcpy(backup->job_name, info.name, sizeof backup->job_name);
 }
 
-static int create(struct backup *backup, bool start)
+/* It was created. */
+void backup_made(struct backup *backup)
 {
-    bool idle = sim.depth == 0 && sim.reenter_depth == 0 &&
-                backup->source->in_flight < backup->source->info.queue_depth;
-    enum hold target = backup_hold(backup->target);
-    enum hold guest = guest_hold(backup->target);
-    enum hold name = name_hold(backup);
-    uint32_t requests = sim.request_count;
-    int answer;
+    backup->created = true;
+    if (backup->job != NULL) { /* not freed by a call from inside this one */
+        learn_id(backup);
+    }
+}
 
-    /* A call from inside those that we have just made may have closed one: no create
-     * then, and nothing that it would release. */
-    if (backup->source->image == NULL || backup->target->image == NULL) {
-        backup->release_count = 1;
-        return -EBADF;
-    }
-    if (start) {
-        oracle_backup_start(backup);
-    }
-    answer = make(backup, start);
-    if (answer == 0) {
-        EXPECT(target != HOLD_SURE && guest != HOLD_SURE, "two write to one target");
-        EXPECT(name != HOLD_SURE, "two jobs have one name");
-        backup->created = true;
-        if (backup->job != NULL) { /* not freed by a call from inside this one */
-            learn_id(backup);
-        }
-        if (start) {
-            oracle_backup_started(backup, requests, idle);
-            backup->state_changes++;
-        }
-        return 0;
-    }
-    backup->started = false;
+/* Who holds what the backup needs. */
+struct holds {
+    enum hold target;
+    enum hold spill;
+    enum hold guest;
+    enum hold name;
+};
+
+static void may_be_refused(const struct backup *backup, int answer, const struct holds *holds)
+{
+    bool busy =
+        holds->target != HOLD_NONE || holds->spill != HOLD_NONE || holds->guest != HOLD_NONE;
+
     EXPECT(backup->job == NULL && backup->release_count == 1, "a failed create: %u releases",
            backup->release_count);
     EXPECT(
         (answer == -ENOMEM && (sim.options.context.job_requests_max > 0 ||
                                sim.options.context.memory_bytes_max > 0 || backup->alloc_failed)) ||
-            (answer == -ESHUTDOWN && sim.shutdown) ||
-            (answer == -EBUSY && (target != HOLD_NONE || guest != HOLD_NONE)) ||
-            (answer == -EEXIST && name != HOLD_NONE),
+            (answer == -ESHUTDOWN && sim.shutdown) || (answer == -EBUSY && busy) ||
+            (answer == -EBADF && !has_images(backup)) ||
+            (answer == -EEXIST && holds->name != HOLD_NONE) || jobs_refusal(backup, answer),
         "create of backup %llu answered %d: %s", number(backup), answer, blkrepl_error_message());
+}
+
+static struct holds get_holds(struct backup *backup)
+{
+    struct holds holds = {.target = backup_use(backup->target),
+                          .guest = guest_hold(backup->target),
+                          .name = job_name_hold(backup, backup->options.name)};
+
+    if (backup->spill != NULL) {
+        enum hold guest = guest_hold(backup->spill);
+
+        holds.spill = backup_use(backup->spill);
+        holds.guest = guest > holds.guest ? guest : holds.guest;
+    }
+    return holds;
+}
+
+static int create(struct backup *backup, bool start)
+{
+    bool idle = sim.depth == 0 && sim.reenter_depth == 0 &&
+                backup->source->in_flight < backup->source->info.queue_depth;
+    uint64_t reentries = sim.counts.reentries;
+    struct holds holds = get_holds(backup);
+    uint32_t requests = sim.request_count;
+    int answer;
+
+    if (start) {
+        job_freeze(backup);
+        oracle_backup_start(backup);
+    }
+    answer = make(backup, start);
+    if (sim.counts.reentries != reentries) { /* it may be another one's by now, or nobody's */
+        holds = (struct holds){HOLD_MAYBE, HOLD_MAYBE, HOLD_MAYBE, HOLD_MAYBE};
+    }
+    if (answer == 0) {
+        EXPECT(holds.target != HOLD_SURE && holds.spill != HOLD_SURE && holds.guest != HOLD_SURE,
+               "two write to one target");
+        EXPECT(holds.name != HOLD_SURE, "two jobs have one name");
+        EXPECT(!jobs_refusal(backup, -ENOTSUP), "a backup that cannot be was created");
+        backup_made(backup);
+    }
+    if (start) {
+        job_frozen(backup, answer == 0, sim.counts.reentries == reentries);
+    }
+    if (answer == 0 && start) {
+        oracle_backup_started(backup, requests, idle);
+        backup->state_changes++;
+    }
+    if (answer != 0) {
+        backup->started = false;
+        may_be_refused(backup, answer, &holds);
+    }
     return answer;
+}
+
+/* One more; images and slots have been looked at. */
+struct backup *backup_new(struct disk *source, struct disk *target)
+{
+    struct backup *backup = &sim.backups[sim.backup_count++];
+
+    memset(backup, 0, sizeof *backup);
+    backup->source = source;
+    backup->target = target;
+    return backup;
+}
+
+/* Nothing has come of it: the next one takes its place. */
+static int give_up_slot(void)
+{
+    sim.backup_count--;
+    return -EBADF;
 }
 
 /* Create a backup, and mostly start it. */
@@ -215,19 +347,23 @@ static void backup_do(bool start)
     int answer;
 
     oracle_job_watch(); /* who is done with the target is compared before it changes */
-    if (sim.backup_count == sim.options.backups || source->image == NULL || target->image == NULL) {
+    if (sim.backup_count >= sim.options.backups || source->image == NULL || target->image == NULL) {
         return;
     }
-    backup = &sim.backups[sim.backup_count++];
-    memset(backup, 0, sizeof *backup);
-    backup->source = source;
-    backup->target = target;
+    if (sim.chance_is_aside && rng_chance(80) && backup_use(target) != HOLD_NONE) {
+        return;
+    }
+    backup = backup_new(source, target);
     draw_options(backup);
+    start = start && job_may_start(backup);
     for (int tries = 0; tries < 8; tries++) {
         backup->release_count = 0;
         answer = create(backup, start);
-        if (answer != -ENOMEM || !backup->alloc_failed || source->image == NULL ||
-            target->image == NULL) {
+        if (answer != 0 && sim.chance_is_aside && backup + 1 == sim.backups + sim.backup_count) {
+            answer = answer == -ENOMEM && backup->alloc_failed ? answer : give_up_slot();
+        }
+        if (answer != -ENOMEM || !backup->alloc_failed || !has_images(backup) ||
+            !job_may_start(backup)) {
             return;
         }
     }
@@ -238,208 +374,14 @@ static void backup_act(void)
     backup_do(rng_chance(70));
 }
 
-static int job_start(struct backup *backup)
-{
-    bool idle = sim.depth == 0 && sim.reenter_depth == 0 &&
-                backup->source->in_flight < backup->source->info.queue_depth;
-    uint32_t requests = sim.request_count;
-    int answer;
-
-    if (backup->started || backup->starting) {
-        return blkrepl_job_start(backup->job);
-    }
-    oracle_backup_start(backup);
-    answer = blkrepl_job_start(backup->job);
-    oracle_backup_started(backup, requests, idle);
-    backup->started = answer == 0;
-    backup->state_changes += answer == 0;
-    return answer;
-}
-
-/* ---- Verbs ------------------------------------------------------------------ */
-
-enum verb {
-    VERB_START,
-    VERB_PAUSE,
-    VERB_RESUME,
-    VERB_SPEED,
-    VERB_CANCEL,
-    VERB_COUNT
-};
-
-static bool verb_legal(enum verb verb, const blkrepl_job_info *info)
-{
-    bool live = info->state == BLKREPL_JOB_CREATED || info->state == BLKREPL_JOB_RUNNING;
-    bool paused = (info->flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
-    bool ending = (info->flags & BLKREPL_JOB_FLAG_CANCELLING) != 0;
-
-    switch (verb) {
-    case VERB_START: return info->state == BLKREPL_JOB_CREATED;
-    case VERB_PAUSE: return live && (!paused || ending);
-    case VERB_RESUME: return live && (paused || ending);
-    case VERB_SPEED: return live;
-    case VERB_CANCEL: return info->state != BLKREPL_JOB_CONCLUDED;
-    case VERB_COUNT: break;
-    }
-    return false;
-}
-
-static int verb_call(struct backup *backup, enum verb verb, uint64_t speed)
-{
-    inside_calls((enum call)(CALL_START + (uint32_t)verb));
-    switch (verb) {
-    case VERB_START: return job_start(backup);
-    case VERB_PAUSE: return blkrepl_job_pause(backup->job);
-    case VERB_RESUME: return blkrepl_job_resume(backup->job);
-    case VERB_SPEED: return blkrepl_job_set_speed(backup->job, speed);
-    case VERB_CANCEL:
-        backup->cancel_asked = true;
-        return blkrepl_job_cancel(backup->job, rng_chance(50) ? BLKREPL_CANCEL_FORCE : 0);
-    case VERB_COUNT: break;
-    }
-    return 0;
-}
-
-/* What it should have changed. */
-static void verb_done(struct backup *backup, enum verb verb, uint64_t speed, bool cancelling)
-{
-    if (verb == VERB_SPEED) {
-        backup->speed_bytes_per_sec = speed;
-    } else if ((verb == VERB_PAUSE || verb == VERB_RESUME) && !cancelling) {
-        backup->paused = verb == VERB_PAUSE;
-        backup->state_changes++;
-    }
-}
-
-/* The state may change inside the call, so either of two answers may be right. */
-static void verb_do(struct backup *backup, enum verb verb)
-{
-    uint64_t reentries = sim.counts.reentries;
-    blkrepl_job_info before = backup_query(backup);
-    bool was_asked = backup->cancel_asked;
-    uint64_t speed = rng_chance(50) ? 0 : draw_speed();
-    blkrepl_job_info after;
-    bool legal;
-    int answer;
-
-    EVENT("backup %n: %v, in state %s, flags %n", number(backup), verb, before.state, before.flags);
-    backup->verbs++;
-    answer = verb_call(backup, verb, speed);
-    backup->verbs--;
-    if (sim.counts.reentries != reentries || backup->job == NULL) {
-        backup->unsure = true; /* calls from inside this one have changed what is right */
-        return;
-    }
-    if (answer == 0) {
-        verb_done(backup, verb, speed, (before.flags & BLKREPL_JOB_FLAG_CANCELLING) != 0);
-    }
-    after = backup_query(backup);
-    if (verb == VERB_CANCEL && answer != 0) {
-        backup->cancel_asked = was_asked;
-    }
-    if (answer == -ESHUTDOWN && sim.shutdown && verb != VERB_CANCEL) {
-        return;
-    }
-    legal = verb_legal(verb, &before);
-    EXPECT(answer == 0 || answer == BLKREPL_ERR_STATE, "verb %d answered %d", (int)verb, answer);
-    if (after.state == before.state && (after.flags & ~1u) == (before.flags & ~1u)) {
-        EXPECT((answer == 0) == legal || verb == VERB_START, "verb %d answered %d in state %u/%u",
-               (int)verb, answer, before.state, before.flags);
-    }
-    EXPECT(answer != 0 || legal || verb_legal(verb, &after), "verb %d accepted in state %u",
-           (int)verb, before.state);
-    EXPECT(verb != VERB_CANCEL || answer != 0 || before.state != BLKREPL_JOB_CREATED ||
-               after.state == BLKREPL_JOB_CONCLUDED,
-           "a job that was never started is still there after cancel");
-}
-
-/* Is it paused?  What is called inside the query may change that. */
-static void learn_paused(struct backup *backup)
-{
-    uint64_t seq;
-
-    do {
-        seq = sim.seq;
-        backup->paused = (backup_query(backup).flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
-    } while (sim.seq != seq && backup->job != NULL);
-}
-
-static void backup_drop(struct backup *backup)
-{
-    blkrepl_job *job = backup->job;
-
-    EVENT("backup %n: its handle is freed", number(backup));
-    learn_paused(backup);
-    if (backup->job == NULL) { /* freed by a call from inside the query */
-        return;
-    }
-    backup->job = NULL;
-    backup->freed = true;
-    sim.counts.backups_dropped += !backup->done;
-    inside_calls(CALL_FREE);
-    blkrepl_job_free(job);
-}
-
-static void verb_act(void)
-{
-    static const uint8_t verbs[] = {VERB_START,  VERB_START,  VERB_START,  VERB_PAUSE, VERB_PAUSE,
-                                    VERB_RESUME, VERB_RESUME, VERB_RESUME, VERB_SPEED, VERB_CANCEL};
-
-    struct backup *backup;
-
-    if (sim.backup_count == 0) {
-        return;
-    }
-    backup = &sim.backups[rng_below(sim.backup_count)];
-    if (backup->job == NULL) {
-        return;
-    }
-    if (rng_chance(backup->done ? 30 : 2)) {
-        backup_drop(backup);
-    } else {
-        verb_do(backup, (enum verb)verbs[rng_below(10)]);
-    }
-}
-
-/* For the matrix: one call about a job that the host has. */
+/* For the matrix: one call about a job. */
 void backup_call(enum call call)
 {
-    struct backup *backup = NULL;
-
     if (call == CALL_CREATE || call == CALL_BACKUP_START) {
         backup_do(call == CALL_BACKUP_START);
-        return;
-    }
-    for (uint32_t tries = 0; tries < 3 && sim.backup_count > 0 && backup == NULL; tries++) {
-        backup = &sim.backups[rng_below(sim.backup_count)];
-        backup = backup->job != NULL && backup->created && !backup->starting ? backup : NULL;
-    }
-    if (backup == NULL) {
-        return;
-    }
-    if (call == CALL_JOB_QUERY) {
-        inside_calls(CALL_JOB_QUERY);
-        backup_query(backup);
-    } else if (sim_without(FAULT_VERBS)) {
-        return;
-    } else if (call == CALL_FREE) {
-        backup_drop(backup);
     } else {
-        verb_do(backup, (enum verb)(call - CALL_START));
+        job_call(call);
     }
-}
-
-/* Is there nothing left to wait for?  A job that was paused and whose handle was
- * then freed goes on for ever. */
-static bool backup_over(const struct backup *b)
-{
-    if (!b->created) {
-        return true;
-    }
-    if (b->freed) {
-        return b->release_count > 0 || b->paused;
-    }
-    return b->done || (!b->started && !b->cancel_asked);
 }
 
 /* ---- The part ---------------------------------------------------------------- */
@@ -452,8 +394,8 @@ void backup_check_cancelled(void)
     }
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         struct backup *b = &sim.backups[i];
-        bool winds_up = b->started && b->cancel_asked && b->job != NULL && !b->done &&
-                        backup_query(b).state != BLKREPL_JOB_CONCLUDED;
+        bool winds_up = !job_is_verify(b) && b->started && b->cancel_asked && b->job != NULL &&
+                        !b->done && backup_query(b).state != BLKREPL_JOB_CONCLUDED;
 
         for (uint32_t n = i + 1; n < sim.backup_count; n++) {
             winds_up &= sim.backups[n].target != b->target || !sim.backups[n].started;
@@ -465,23 +407,41 @@ void backup_check_cancelled(void)
     }
 }
 
+/* May a guest write have to wait for the clock? */
+static bool needs_clock(const struct backup *b)
+{
+    const blkrepl_backup_options *o = &b->options;
+    uint64_t cluster = o->cluster_bytes == 0 ? 65536 : o->cluster_bytes;
+    bool wide = b->source->info.cluster_bytes > cluster || b->target->info.cluster_bytes > cluster;
+
+    if (sim.options.context.job_requests_max < 64) {
+        return true;
+    }
+    if (oracle_spill_has_room(b) && !wide) {
+        return false;
+    }
+    return o->on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS || wide ||
+           o->reserve_bytes < b->source->bytes + cluster || o->reserve_bytes == 0;
+}
+
 /* May a guest write have to wait for a target, or for ever? */
 void backup_guest_needs(bool *clock, bool *target)
 {
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         const struct backup *b = &sim.backups[i];
-        const blkrepl_backup_options *o = &b->options;
-        uint64_t cluster = o->cluster_bytes == 0 ? 65536 : o->cluster_bytes;
-        bool wide =
-            b->source->info.cluster_bytes > cluster || b->target->info.cluster_bytes > cluster;
 
-        if (!b->created || b->release_count > 0 || b->cancel_asked || b->done) {
+        if (!b->created || b->release_count > 0 || b->done || !b->started) {
             continue;
         }
-        *clock |= o->on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS || wide ||
-                  o->reserve_bytes < b->source->bytes + cluster || o->reserve_bytes == 0 ||
-                  sim.options.context.job_requests_max < 64;
-        *target |= o->cbw_timeout_ns == BLKREPL_FOREVER;
+        if (job_is_verify(b)) { /* it holds who writes until both images are read */
+            *clock = true;
+            *target = true;
+        }
+        if (b->cancel_asked || !job_taps(b)) {
+            continue;
+        }
+        *clock |= needs_clock(b);
+        *target |= b->options.cbw_timeout_ns == BLKREPL_FOREVER;
     }
 }
 
@@ -489,33 +449,16 @@ static void backup_draw(void)
 {
     struct sim_options *o = &sim.options;
 
-    o->backups = rng_chance(5) ? 0 : (uint32_t)rng_between(1, rng_chance(70) ? 2 : BACKUPS_MAX);
+    o->backups = rng_chance(5) ? 0 : (uint32_t)rng_between(1, rng_chance(70) ? 2 : BACKUPS_DRAWN);
     sim_actor(2, false, backup_act);
     sim_actor(rng_chance(50) || sim_without(FAULT_VERBS) ? 0 : (uint32_t)rng_between(1, 6), false,
               verb_act);
 }
 
-/* Whatever the host holds up it lets go on. */
-static void backup_resume(void)
-{
-    for (uint32_t i = 0; i < sim.backup_count; i++) {
-        struct backup *b = &sim.backups[i];
-        bool live = b->job != NULL && b->started && !b->done;
-
-        if (live && (backup_query(b).flags & BLKREPL_JOB_FLAG_PAUSED) != 0) {
-            verb_do(b, VERB_RESUME);
-        }
-        if (live && rng_chance(50)) {
-            blkrepl_job_set_speed(b->job, 0);
-            b->unsure = true;
-        }
-    }
-}
-
 static bool backup_unfinished(void)
 {
     for (uint32_t i = 0; i < sim.backup_count; i++) {
-        if (!backup_over(&sim.backups[i])) {
+        if (!job_over(&sim.backups[i])) {
             return true;
         }
     }
@@ -526,7 +469,7 @@ static void backup_close(uint32_t percent)
 {
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         if (sim.backups[i].job != NULL && rng_chance(percent)) {
-            backup_drop(&sim.backups[i]);
+            job_drop(&sim.backups[i]);
         }
     }
 }
@@ -553,7 +496,8 @@ static void backup_list(void)
 
 const struct part backup_part = {.draw = backup_draw,
                                  .watch = oracle_job_watch,
-                                 .resume = backup_resume,
+                                 .resume = job_resume_all,
+                                 .move = job_drive,
                                  .unfinished = backup_unfinished,
                                  .close = backup_close,
                                  .end = backup_end,

@@ -46,6 +46,7 @@ struct bitmap *bitmap_slot(void)
         if (!b->used && b->calling == 0) {
             b->used = true;
             b->handle_count = 0;
+            b->for_jobs = false;
             sim.bitmap_count = i >= sim.bitmap_count ? i + 1 : sim.bitmap_count;
             hold(b);
             return b;
@@ -61,6 +62,9 @@ struct bitmap *bitmap_pick(void)
         struct bitmap *b = &sim.bitmaps[rng_below(sim.bitmap_count)];
         bool ours = b->holder == sim.reenter_depth + 1;
 
+        if (b->used && b->for_jobs && !rng_chance(15)) {
+            continue;
+        }
         if (!ours) {
             oracle_bitmap_check(b);
         }
@@ -115,14 +119,30 @@ static void drop_handle(struct bitmap *b)
 
     EVENT("a handle of bitmap %n is freed, %n are left", number(b), b->handle_count);
     b->used = b->handle_count > 0 || (b->now.disk != NULL && b->now.disk->image != NULL);
+    b->for_jobs = b->for_jobs && b->used;
     inside_calls(CALL_BITMAP_FREE);
     blkrepl_bitmap_free(handle);
+}
+
+/* A job has it, or is made for it: a handle is kept, to look at it. */
+static bool has_job(const struct bitmap *b)
+{
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        const struct backup *job = &sim.backups[i];
+
+        if ((job->bitmap == b || job->differing == b) && job->release_count == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Mostly not the last one of what is frozen. */
 static void free_one(struct bitmap *b)
 {
-    if (b->handle_count > (b->now.frozen && !rng_chance(10))) {
+    uint32_t keep = b->now.frozen && !rng_chance(10);
+
+    if (b->handle_count > (has_job(b) || b->for_jobs ? 1 : keep)) {
         drop_handle(b);
     }
 }
@@ -231,6 +251,24 @@ static void make_one(struct disk *disk)
     }
     bitmap_draw_options(&deed);
     bitmap_try(&deed);
+}
+
+void bitmap_for_jobs(struct disk *disk, uint64_t bytes)
+{
+    struct deed deed = {.call = disk != NULL ? CALL_BITMAP_ADD : CALL_BITMAP_CREATE, .disk = disk};
+    blkrepl_bitmap_options *o = &deed.options;
+
+    if ((disk != NULL && disk->image == NULL) || (deed.bitmap = bitmap_slot()) == NULL) {
+        return;
+    }
+    *o = (blkrepl_bitmap_options){.struct_size = sizeof *o, .user = deed.bitmap, .bytes = bytes};
+    snprintf(deed.bitmap->name, sizeof deed.bitmap->name, "jobs");
+    o->name = deed.bitmap->name;
+    o->granularity_bytes = draw_granularity(bytes, 9, 17);
+    deed.bitmap->granularity = o->granularity_bytes;
+    bitmap_try(&deed);
+    deed.bitmap->for_jobs = deed.bitmap->used;
+    let_go();
 }
 
 /* ---- One deed ---------------------------------------------------------------------- */
@@ -364,6 +402,9 @@ static void answered(struct deed *d, int answer, uint32_t refusals, bool sure)
            answer, refusals, blkrepl_error_message());
     EXPECT(answer == 0 || blkrepl_error_message()[0] != '\0', "a refusal without a message");
     count(d, answer);
+    if (answer == 0 || !sure) {
+        oracle_sync_deed(d);
+    }
     if (answer != 0 && makes) {
         d->bitmap->used = false;
     } else if (answer != 0) {
@@ -543,7 +584,7 @@ static void bitmap_act(void)
     } else if (rng_chance(60)) {
         bitmap_call((enum call)often[rng_below(sizeof often)]);
     } else {
-        bitmap_call((enum call)rng_between(CALL_BITMAP_CREATE, CALL_COUNT - 1));
+        bitmap_call((enum call)rng_between(CALL_BITMAP_CREATE, CALL_BITMAP_LAST));
     }
 }
 
@@ -584,7 +625,7 @@ void bitmap_inside(void)
     if (rng_chance(50)) {
         bitmap_act();
     } else {
-        bitmap_call((enum call)rng_between(CALL_BITMAP_CREATE, CALL_COUNT - 1));
+        bitmap_call((enum call)rng_between(CALL_BITMAP_CREATE, CALL_BITMAP_LAST));
     }
     let_go();
     chance_bitmaps_end(outer);
@@ -658,8 +699,9 @@ static void bitmap_end(void)
 {
     sim.bitmap_count = 0;
     for (uint32_t i = 0; i < BITMAPS_MAX; i++) {
-        EXPECT(sim.bitmaps[i].calling == 0 || sim.chance_is_bitmaps, "a call about a bitmap");
+        EXPECT(sim.bitmaps[i].calling == 0 || sim.chance_is_aside, "a call about a bitmap");
         sim.bitmaps[i].used = false;
+        sim.bitmaps[i].for_jobs = false;
         sim.bitmaps[i].calling = 0;
         sim.bitmaps[i].begun = 0;
         sim.bitmaps[i].holder = 0;

@@ -202,6 +202,7 @@ static void done(const struct transaction *t)
             EXPECT(t->out[i] != NULL, "a transaction made a bitmap without a handle");
             bitmap_made(d->bitmap, t->out[i]);
         }
+        oracle_sync_deed(d);
         sim.counts.freezes += d->call == CALL_BITMAP_FREEZE;
         sim.counts.merges += d->call == CALL_BITMAP_MERGE;
     }

@@ -81,27 +81,54 @@ void chance_bitmaps_stream(uint64_t number)
     sim.rng_bitmaps = sim.plan.seed ^ mix(&state);
 }
 
-struct chance_outer chance_bitmaps_begin(void)
+void chance_jobs_stream(uint64_t number)
+{
+    uint64_t state = ~number - (UINT64_C(1) << 40);
+
+    sim.rng_jobs = sim.plan.seed ^ mix(&state);
+}
+
+static struct chance_outer begin(uint64_t state)
 {
     struct chance_outer outer = {
-        .rng = sim.rng, .bytes_left = sim.bytes_left, .nested = sim.chance_is_bitmaps};
+        .rng = sim.rng, .bytes_left = sim.bytes_left, .nested = sim.chance_is_aside};
 
     if (!outer.nested) {
-        sim.rng = sim.rng_bitmaps;
+        sim.rng = state;
         sim.bytes_left = 0;
-        sim.chance_is_bitmaps = true;
+        sim.chance_is_aside = true;
     }
     return outer;
 }
 
-void chance_bitmaps_end(struct chance_outer outer)
+static void end(struct chance_outer outer, uint64_t *state)
 {
     if (!outer.nested) {
-        sim.rng_bitmaps = sim.rng;
+        *state = sim.rng;
         sim.rng = outer.rng;
         sim.bytes_left = outer.bytes_left;
-        sim.chance_is_bitmaps = false;
+        sim.chance_is_aside = false;
     }
+}
+
+struct chance_outer chance_bitmaps_begin(void)
+{
+    return begin(sim.rng_bitmaps);
+}
+
+void chance_bitmaps_end(struct chance_outer outer)
+{
+    end(outer, &sim.rng_bitmaps);
+}
+
+struct chance_outer chance_jobs_begin(void)
+{
+    return begin(sim.rng_jobs);
+}
+
+void chance_jobs_end(struct chance_outer outer)
+{
+    end(outer, &sim.rng_jobs);
 }
 
 /* A position that is wrong by any number of blocks shows: the period is prime. */

@@ -115,6 +115,17 @@ static void second_completion(void)
     }
 }
 
+/* Snapshots are backends of the library: what is in flight there nobody here knows. */
+static bool has_others(void)
+{
+    for (uint32_t i = 0; i < SNAPSHOTS_MAX; i++) {
+        if (sim.snapshots[i].used) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* An id that was never issued, or will be. */
 static void made_up(void)
 {
@@ -130,7 +141,9 @@ static void made_up(void)
     case 4: id = UINT64_MAX - rng_below(2); break;
     default: break;
     }
-    complete_wrongly("io_complete with a made-up id", id);
+    if (!has_others()) {
+        complete_wrongly("io_complete with a made-up id", id);
+    }
 }
 
 /* A disk has completed a request: sometimes twice, sometimes again later. */

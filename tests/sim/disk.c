@@ -240,6 +240,7 @@ static bool is_refusal(const struct disk_request *r, int result)
 
 void disk_note_failure(struct disk *disk, const struct disk_request *r, int result)
 {
+    oracle_spill_failed(disk, r);
     if (r->op == BLKREPL_OP_COPY_FROM) {
         return; /* nobody is to hear of it */
     }
@@ -628,6 +629,7 @@ static void disk_part_open(void)
         memset(disk->error_codes, 0, sizeof disk->error_codes);
         memset(disk->job_writes, 0, sizeof disk->job_writes);
         disk->good_flush_seq = 0;
+        disk->job_failed = false;
         disk->flush_failed = false;
         power_open(disk);
     }

@@ -14,7 +14,8 @@
 
 static const char *const opcodes[] = {"op 0",    "read",  "write",  "zeroes",
                                       "discard", "flush", "status", "copy from"};
-static const char *const verbs[] = {"start", "pause", "resume", "set_speed", "cancel"};
+static const char *const verbs[] = {"start",  "pause",    "resume",   "set_speed",
+                                    "cancel", "complete", "finalize", "dismiss"};
 static const char *const states[] = {"0", "created", "running", "ready", "pending", "concluded"};
 
 static const char *name_of(const char *const *names, size_t count, unsigned long long value)

@@ -152,7 +152,9 @@ static void request_fn(void *user, int result)
            "a wrong completion of request %d", index);
     r->fn_count++;
     request_over(r, result);
-    if (r->op == BLKREPL_OP_READ) {
+    if (r->snapshot != NULL) {
+        oracle_snapshot_done(r);
+    } else if (r->op == BLKREPL_OP_READ) {
         oracle_read_done(r, r->buffer + r->bytes);
     } else if (r->op == BLKREPL_OP_STATUS) {
         status_done(r, r->buffer + r->bytes);
@@ -186,7 +188,10 @@ static void request_release(void *user)
 static bool request_called(struct request *r)
 {
     r->accept_seq = sim.seq;
-    if (!is_write(r->op)) {
+    if (r->snapshot != NULL) {
+        oracle_snapshot_asked(r);
+    }
+    if (!is_write(r->op) || r->snapshot != NULL) {
         return true;
     }
     if (disk_is_source(r->disk)) {
@@ -237,7 +242,9 @@ static void request_answered(struct request *r, int answer)
     sim.counts.requests++;
     if (answer >= 0) {
         EXPECT(!sim.shutdown, "request %d accepted after shutdown", index);
-        EXPECT(!write || !r->disk->read_only, "write %d accepted by a read-only image", index);
+        EXPECT(!write || !r->disk->read_only ||
+                   (r->snapshot != NULL && r->op == BLKREPL_OP_DISCARD),
+               "write %d accepted by a read-only image", index);
         EXPECT(r->hold != HOLD_SURE, "write %d accepted by the target of a job", index);
         EXPECT(sim.depth + sim.reenter_depth > 0 || before < sim.options.context.requests_max,
                "more than requests_max accepted");
@@ -341,12 +348,13 @@ static int through_call(struct request *r, const blkrepl_completion *done)
     return blkrepl_image_status(image, lane, r->offset, r->bytes, r->extents, r->flags, done);
 }
 
-static void through(struct disk *disk, uint32_t op, uint32_t lane)
+static void through(struct disk *disk, uint32_t op, uint32_t lane, struct snapshot *snapshot)
 {
     struct request *r = request_new(disk, op, lane);
     blkrepl_completion done = {
         .fn = request_fn, .user = r, .release = r->no_release ? NULL : request_release};
 
+    r->snapshot = snapshot;
     if (op != BLKREPL_OP_FLUSH) {
         draw_range(disk, &r->offset, &r->bytes);
     }
@@ -598,7 +606,14 @@ static void guest_do(uint32_t op, bool bracket)
     if (bracket) {
         beside(disk, op, lane);
     } else {
-        through(disk, op, lane);
+        through(disk, op, lane, NULL);
+    }
+}
+
+void guest_snapshot(struct snapshot *snapshot, uint32_t op)
+{
+    if (sim.request_count < REQUESTS_MAX) {
+        through(&snapshot->disk, op, lanes_draw(), snapshot);
     }
 }
 

@@ -88,6 +88,24 @@ static const char *const call_names[CALL_COUNT] = {
     [CALL_BITMAP_LOAD_FINISH] = "bitmap_load_finish",
     [CALL_BITMAP_SHA256] = "bitmap_sha256",
     [CALL_BITMAP_VALIDATE] = "bitmap_validate",
+    [CALL_JOB_COMPLETE] = "job_complete",
+    [CALL_JOB_FINALIZE] = "job_finalize",
+    [CALL_JOB_DISMISS] = "job_dismiss",
+    [CALL_JOB_FIND] = "job_find",
+    [CALL_JOB_NEXT] = "job_next",
+    [CALL_GROUP_CREATE] = "group_create",
+    [CALL_GROUP_ADD] = "group_add",
+    [CALL_GROUP_START] = "group_start",
+    [CALL_GROUP_CANCEL] = "group_cancel",
+    [CALL_GROUP_FREE] = "group_free",
+    [CALL_SNAPSHOT_OPEN] = "snapshot_open",
+    [CALL_VERIFY_CREATE] = "verify_create",
+    [CALL_VERIFY_START] = "verify_start",
+    [CALL_THROTTLE_CREATE] = "throttle_create",
+    [CALL_THROTTLE_SET] = "throttle_set",
+    [CALL_THROTTLE_QUERY] = "throttle_query",
+    [CALL_THROTTLE_FREE] = "throttle_free",
+    [CALL_IMAGE_SET_THROTTLE] = "image_set_throttle",
 };
 
 /* The library is about to be called. */
@@ -238,6 +256,9 @@ void inside(enum inside where)
     }
     if (!stays_outside() && bitmap_wants_inside(factor)) {
         call_inside(where, bitmap_inside);
+    }
+    if (!stays_outside() && jobs_want_inside(factor)) {
+        call_inside(where, jobs_inside);
     }
 }
 

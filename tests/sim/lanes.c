@@ -50,7 +50,9 @@ static bool has_read(const struct disk *disk, uint32_t lane)
     bool job = false;
 
     for (uint32_t i = 0; i < sim.backup_count; i++) {
-        job = job || (sim.backups[i].source == disk && sim.backups[i].started);
+        const struct backup *b = &sim.backups[i];
+
+        job = job || (b->started && (b->source == disk || (job_is_verify(b) && b->target == disk)));
     }
     for (uint32_t i = 0; job && i < sim.request_count; i++) {
         const struct request *r = &sim.requests[i];
@@ -62,13 +64,48 @@ static bool has_read(const struct disk *disk, uint32_t lane)
     return false;
 }
 
+/* May it need this disk though it goes to another one?  A snapshot is read from the
+ * disks of its job; a write may have old data spilled. */
+static bool serves(const struct request *r, const struct disk *disk)
+{
+    const struct backup *user = disk_is_source(disk) ? NULL : oracle_user_of(disk);
+
+    if (r->snapshot != NULL) {
+        return r->snapshot->of->source == disk || r->snapshot->of->target == disk;
+    }
+    return user != NULL && user->spill == disk && user->source == r->disk;
+}
+
 /* Has the guest a request on this lane that a submit to the disk may be for? */
 static bool has_request(const struct disk *disk, uint32_t lane)
 {
     for (uint32_t i = 0; i < sim.active_count; i++) {
         const struct request *r = &sim.requests[sim.active[i]];
 
-        if (r->disk == disk && r->lane == lane) {
+        if (r->lane == lane && (r->disk == disk || serves(r, disk))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A verify job reads both images on the lane of who waits for one of them; a snapshot on
+ * that of its reader, who may have been told meanwhile. */
+static bool is_read(const struct disk *disk, uint32_t lane)
+{
+    bool compared = false;
+
+    for (uint32_t i = 0; i < sim.backup_count; i++) {
+        const struct backup *b = &sim.backups[i];
+
+        compared = compared ||
+                   (job_is_verify(b) && b->started && (b->source == disk || b->target == disk));
+    }
+    for (uint32_t i = 0; i < sim.request_count; i++) {
+        const struct request *r = &sim.requests[i];
+
+        if (r->lane == lane &&
+            ((compared && is_write(r->op)) || (r->snapshot != NULL && serves(r, disk)))) {
             return true;
         }
     }
@@ -78,7 +115,8 @@ static bool has_request(const struct disk *disk, uint32_t lane)
 static void check_lane(const struct disk *disk, const blkrepl_io *io, uint32_t lane)
 {
     EXPECT(io->lane == lane, "a request of lane %u in a submit of lane %u", io->lane, lane);
-    EXPECT(lane == 0 || has_request(disk, lane) || (!is_write(io->opcode) && has_read(disk, lane)),
+    EXPECT(lane == 0 || has_request(disk, lane) ||
+               (!is_write(io->opcode) && (has_read(disk, lane) || is_read(disk, lane))),
            "%llu+%llu on lane %u, where the guest has nothing", (ull)io->offset, (ull)io->bytes,
            lane);
     if ((io->flags & BLKREPL_IO_BACKGROUND) != 0) {
@@ -126,7 +164,7 @@ void lanes_owner(const struct request *r, uint32_t lane)
     EXPECT(lane == 0 || r->lane == lane, "request %d of lane %u goes out with lane %u",
            (int)(r - sim.requests), r->lane, lane);
     EXPECT(lane == r->lane || !r->alone || r + 1 < sim.requests + sim.request_count ||
-               sim.backup_count > 0,
+               sim.backup_count > 0 || sim.options.throttle_percent > 0,
            "request %d of lane %u, alone, goes out with lane %u", (int)(r - sim.requests), r->lane,
            lane);
     sim.counts.hastened += lane != r->lane;

@@ -67,7 +67,7 @@ static void read_faults(const char *text)
             fprintf(stderr, "--without: no fault is called %.*s\n", (int)length, text);
             exit(2);
         }
-        plan.without |= UINT32_C(1) << n;
+        plan.without |= UINT64_C(1) << n;
         text += length + (text[length] == ',');
     }
 }
@@ -114,6 +114,31 @@ static void exit_failure(const char *format)
     _Exit(1);
 }
 
+static void print_jobs(const struct counts *c)
+{
+    uint32_t hit = 0;
+
+    for (uint32_t verb = 0; verb < VERB_COUNT; verb++) {
+        for (uint32_t state = BLKREPL_JOB_CREATED; state <= BLKREPL_JOB_CONCLUDED; state++) {
+            hit += c->verbs[verb][state] > 0;
+        }
+    }
+    printf("jobs: full=%" PRIu64 " bitmap=%" PRIu64 " incremental=%" PRIu64 " none=%" PRIu64
+           " links=%" PRIu64 " settled=%" PRIu64 " always=%" PRIu64 " stops=%" PRIu64
+           " ignored=%" PRIu64 " compressed=%" PRIu64 " spills=%" PRIu64 "\n",
+           c->syncs[0], c->syncs[1], c->syncs[2], c->syncs[3], c->links, c->settled, c->always,
+           c->stops, c->ignored, c->compressed, c->spills);
+    printf("jobs: finalized=%" PRIu64 " dismissed=%" PRIu64 " found=%" PRIu64 " groups=%" PRIu64
+           " groups done=%" PRIu64 " failed=%" PRIu64 " verbs in states: %u of %u\n",
+           c->finalized, c->dismissed, c->found, c->groups, c->groups_done, c->groups_failed, hit,
+           VERB_COUNT * BLKREPL_JOB_CONCLUDED);
+    printf("jobs: snapshots=%" PRIu64 " reads=%" PRIu64 " discards=%" PRIu64 " through=%" PRIu64
+           " verifies=%" PRIu64 " differences=%" PRIu64 " throttles=%" PRIu64 " delayed=%" PRIu64
+           "\n",
+           c->snapshots, c->snapshot_reads, c->snapshot_discards, c->through, c->verifies,
+           c->differences, c->throttles, c->delayed);
+}
+
 static void summary(double seconds)
 {
     const struct counts *c = &sim.counts;
@@ -140,6 +165,7 @@ static void summary(double seconds)
     printf("bitmaps: made=%" PRIu64 " marks_checked=%" PRIu64 " freezes=%" PRIu64 " merges=%" PRIu64
            " transacts=%" PRIu64 " refused=%" PRIu64 " loads=%" PRIu64 "\n",
            c->bitmaps, c->marks, c->freezes, c->merges, c->transacts, c->bitmaps_refused, c->loads);
+    print_jobs(c);
     inside_print();
 }
 

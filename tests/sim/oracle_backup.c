@@ -21,28 +21,18 @@ static uint8_t read_maps[BACKUPS_MAX][DISK_BYTES_MAX];
 static uint8_t saved_maps[BACKUPS_MAX][DISK_BYTES_MAX];
 /* What a COPY_FROM has put there that was not there at the start. */
 static uint8_t smear_maps[BACKUPS_MAX][DISK_BYTES_MAX];
+/* Read from a snapshot, and as what. */
+static uint8_t seen_maps[BACKUPS_MAX][DISK_BYTES_MAX];
+static uint8_t seen_media[BACKUPS_MAX][DISK_BYTES_MAX];
+static uint8_t kept_maps[BACKUPS_MAX][DISK_BYTES_MAX];
 
 static void must_fail(struct backup *backup, const char *why, uint64_t offset)
 {
-    if (backup->must_fail == NULL) {
+    if (backup->must_fail == NULL && job_sync(backup) != BLKREPL_SYNC_NONE) {
         EVENT("backup %n must not end as done, because of byte %n", (ull)backup->job_id, offset);
         backup->must_fail = why;
         backup->must_fail_offset = offset;
     }
-}
-
-/* The unit of its copies. */
-static uint64_t cluster_of(const struct backup *backup)
-{
-    uint64_t cluster = 65536;
-
-    if (backup->options.cluster_bytes != 0) {
-        return backup->options.cluster_bytes;
-    }
-    cluster =
-        backup->source->info.cluster_bytes > cluster ? backup->source->info.cluster_bytes : cluster;
-    return backup->target->info.cluster_bytes > cluster ? backup->target->info.cluster_bytes
-                                                        : cluster;
 }
 
 static bool is_live(const struct backup *backup)
@@ -78,8 +68,10 @@ static bool touches_concurrent(const struct backup *backup, uint64_t offset, uin
 static void given_to(struct backup *backup, int owner, const uint8_t *payload, uint64_t offset,
                      uint64_t bytes)
 {
-    bool on_target = backup->options.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS;
-    const uint8_t *safe = on_target ? backup->saved : backup->read_after;
+    /* With a spill image what the background has read is safe in its buffer. */
+    bool on_target =
+        backup->options.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS && backup->spill == NULL;
+    const uint8_t *safe = on_target ? backup->kept : backup->read_after;
     int class = class_of(backup, owner);
 
     if (class == CONCURRENT_GIVEN || class == CONCURRENT_MAYBE ||
@@ -87,7 +79,8 @@ static void given_to(struct backup *backup, int owner, const uint8_t *payload, u
         return;
     }
     for (uint64_t i = 0; i < bytes; i++) {
-        if (payload[i] != backup->source->medium[offset + i] && !safe[offset + i]) {
+        if (payload[i] != backup->source->medium[offset + i] && !safe[offset + i] &&
+            oracle_sync_wanted(backup, offset + i)) {
             must_fail(backup,
                       on_target ? "a guest write was let through before its old data was on the "
                                   "target"
@@ -106,7 +99,7 @@ void oracle_backup_given(const struct disk *disk, const struct disk_request *io,
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         struct backup *backup = &sim.backups[i];
 
-        if (is_live(backup) && backup->source == disk && !backup->starting &&
+        if (is_live(backup) && backup->source == disk && !backup->starting && job_taps(backup) &&
             (io->owner_sure || !touches_concurrent(backup, io->offset, io->bytes))) {
             given_to(backup, io->owner, payload, io->offset, io->bytes);
         }
@@ -120,7 +113,7 @@ void oracle_backup_given(const struct disk *disk, const struct disk_request *io,
 static void touch(struct backup *backup, const struct request *r)
 {
     uint64_t align = r->disk->align;
-    uint64_t cluster = cluster_of(backup);
+    uint64_t cluster = job_cluster(backup);
     uint64_t size = backup->source->bytes;
     uint64_t from = r->offset / align * align;
     uint64_t end = (r->offset + r->bytes + align - 1) / align * align;
@@ -151,38 +144,81 @@ void oracle_backup_touch(const struct request *request)
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         struct backup *b = &sim.backups[i];
 
-        if (b->source == request->disk && b->started && !b->done && b->release_count == 0) {
+        if (b->source == request->disk && b->started && !b->done && b->release_count == 0 &&
+            job_taps(b)) {
             touch(b, request);
         }
     }
 }
 
-static struct backup *backup_of_target(const struct disk *target)
-{
-    struct backup *found = NULL;
+#define NOT_OFFLOADED                                                                              \
+    (uint32_t)(BLKREPL_BACKUP_DETECT_ZEROES | BLKREPL_BACKUP_NO_OFFLOAD | BLKREPL_BACKUP_COMPRESS)
 
-    for (uint32_t i = 0; i < sim.backup_count; i++) {
-        if (sim.backups[i].target == target && sim.backups[i].started) {
-            found = &sim.backups[i];
-        }
+/* A snapshot has discarded it; nobody else does. */
+static void check_discard(struct backup *b, const struct disk_request *io)
+{
+    uint64_t cluster = job_cluster(b);
+
+    EXPECT(job_sync(b) == BLKREPL_SYNC_NONE && io->offset < b->source->bytes,
+           "a discard on a target");
+    for (uint64_t i = io->offset / cluster; i * cluster < io->offset + io->bytes; i++) {
+        EXPECT(i * cluster >= b->source->bytes || b->absent[i] != 0,
+               "a discard on a target, of cluster %llu, which nobody has discarded", (ull)i);
     }
-    return found;
+}
+
+/* One cluster a request; what is not wanted is left alone. */
+static void check_compress(const struct backup *b, const struct disk *disk,
+                           const struct disk_request *io, const uint8_t *payload)
+{
+    bool wants = (b->options.flags & BLKREPL_BACKUP_COMPRESS) != 0;
+    uint64_t cluster = disk->info.cluster_bytes != 0 ? disk->info.cluster_bytes : job_cluster(b);
+
+    bool zero = payload[0] == 0 && memcmp(payload, payload + 1, io->bytes - 1) == 0;
+
+    EXPECT(((io->flags & BLKREPL_IO_COMPRESS) != 0) == (wants && io->op == BLKREPL_OP_WRITE) ||
+               (wants && zero),
+           "a write to a target: compress %u, wanted %d", io->flags & BLKREPL_IO_COMPRESS, wants);
+    if ((io->flags & BLKREPL_IO_COMPRESS) != 0) {
+        EXPECT(io->offset / cluster == (io->offset + io->bytes - 1) / cluster,
+               "%llu+%llu are compressed, cluster %llu", (ull)io->offset, (ull)io->bytes,
+               (ull)cluster);
+        sim.counts.compressed++;
+    }
+}
+
+static void check_wanted(const struct backup *b, const struct disk_request *io, uint64_t size)
+{
+    for (uint64_t at = io->offset; b->partial && at < io->offset + io->bytes && at < size;
+         at += 512) {
+        EXPECT(oracle_sync_wanted(b, at),
+               "byte %llu of the target is written, which the backup is not to touch", (ull)at);
+    }
 }
 
 /* `payload` is about to be written to a target. */
 void oracle_backup_target(const struct disk *disk, const struct disk_request *io,
                           const uint8_t *payload)
 {
-    struct backup *backup = backup_of_target(disk);
+    struct backup *backup = oracle_user_of(disk);
     uint64_t source_bytes;
 
     EXPECT(backup != NULL && !backup->done, "a write to a target without a running backup");
-    EXPECT(io->op != BLKREPL_OP_DISCARD, "a discard on a target");
+    if (backup->spill == disk) {
+        oracle_spill_submit(disk, io, payload);
+        return;
+    }
+    if (io->op == BLKREPL_OP_DISCARD) {
+        check_discard(backup, io);
+        return;
+    }
     EXPECT(io->op != BLKREPL_OP_COPY_FROM ||
-               (backup->options.flags == 0 && io->from == backup->source &&
-                io->from_offset == io->offset),
+               ((backup->options.flags & NOT_OFFLOADED) == 0 && io->from == backup->source &&
+                backup->through == NULL && io->from_offset == io->offset),
            "a COPY_FROM that the backup is not to send");
+    check_compress(backup, disk, io, payload);
     source_bytes = backup->source->bytes;
+    check_wanted(backup, io, source_bytes);
     if (io->offset + io->bytes <= source_bytes &&
         memcmp(payload, backup->start + io->offset, io->bytes) == 0) {
         return;
@@ -214,6 +250,7 @@ static void copied_to(struct backup *b, uint64_t offset, uint64_t bytes)
         if (same || touches_concurrent(b, at, 1)) {
             b->saved_bytes += b->saved[at] ^ 1u;
             b->saved[at] = 1;
+            b->kept[at] = 1;
         }
     }
 }
@@ -225,7 +262,7 @@ void oracle_backup_copied(const struct disk *disk, const struct disk_request *re
         struct backup *b = &sim.backups[i];
 
         if (b->started && !b->done && b->target == disk && b->source == request->from &&
-            request->seq >= b->start_seq) {
+            !job_is_verify(b) && request->seq >= b->start_seq) {
             copied_to(b, offset, bytes);
         }
     }
@@ -239,7 +276,11 @@ void oracle_backup_disk_done(struct disk *disk, const struct disk_request *reque
         struct backup *b = &sim.backups[i];
         uint64_t at = request->offset;
 
-        if (!b->started || b->done || request->seq < b->start_seq) {
+        if (!b->started || b->done || request->seq < b->start_seq || job_is_verify(b)) {
+            continue;
+        }
+        if (b->spill == disk) {
+            oracle_spill_done(disk, request);
             continue;
         }
         if (b->source == disk && request->op == BLKREPL_OP_READ) {
@@ -264,6 +305,7 @@ void oracle_backup_disk_done(struct disk *disk, const struct disk_request *reque
             for (end = end < b->source->bytes ? end : b->source->bytes; at < end; at++) {
                 b->saved_bytes += b->saved[at] ^ 1u;
                 b->saved[at] = 1;
+                b->kept[at] = 1;
             }
         }
     }
@@ -275,9 +317,10 @@ bool oracle_backup_policy(const struct disk *disk, int code)
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         const struct backup *b = &sim.backups[i];
 
-        if (b->started && b->source == disk &&
+        if (b->started && b->source == disk && job_taps(b) &&
             b->options.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS &&
             (code == -ETIMEDOUT || disk_has_answered(b->target, code) ||
+             (b->spill != NULL && disk_has_answered(b->spill, code)) ||
              disk_has_answered(disk, code))) {
             return true;
         }
@@ -303,19 +346,47 @@ static void add_concurrent(struct backup *backup, int request, bool inside)
     }
 }
 
+/* Its source is a snapshot: its point in time is that of the snapshot. */
+static void see_through(struct backup *backup)
+{
+    const struct backup *of = backup->through->of;
+
+    memcpy(backup->start, of->start, backup->source->bytes);
+    memcpy(backup->concurrent, of->concurrent, sizeof backup->concurrent);
+    backup->concurrent_count = of->concurrent_count;
+    memset(backup->read_after, 1, backup->source->bytes);
+}
+
 /* The start is about to be called. */
 void oracle_backup_start(struct backup *backup)
 {
     uint32_t slot = (uint32_t)(backup - sim.backups);
     uint64_t bytes = backup->source->bytes;
 
+    if (job_is_verify(backup)) {
+        oracle_verify_start(backup);
+        backup->started = true;
+        backup->starting = true;
+        return;
+    }
     backup->start = start_media[slot];
     backup->read_after = read_maps[slot];
     backup->saved = saved_maps[slot];
+    backup->kept = backup->spill != NULL ? kept_maps[slot] : backup->saved;
+    backup->seen = seen_maps[slot];
+    backup->seen_as = seen_media[slot];
     memcpy(backup->start, backup->source->medium, bytes);
     memset(backup->read_after, 0, bytes);
     memset(backup->saved, 0, bytes);
     memset(smear_maps[slot], 0, bytes);
+    if (backup->spill != NULL) {
+        memset(backup->kept, 0, bytes);
+    }
+    if (job_sync(backup) == BLKREPL_SYNC_NONE) {
+        memset(backup->seen, 0, bytes);
+        memset(backup->absent, 0, sizeof backup->absent);
+    }
+    oracle_spill_start(backup);
     backup->copied_bytes = 0;
     backup->has_copied = false;
     memset(backup->touched, 0, sizeof backup->touched);
@@ -336,6 +407,10 @@ void oracle_backup_start(struct backup *backup)
     }
     backup->start_seq = sim.seq;
     backup->start_ns = sim.now_ns;
+    oracle_sync_start(backup);
+    if (backup->through != NULL) {
+        see_through(backup);
+    }
     backup->started = true;
     backup->starting = true;
 }
@@ -345,13 +420,19 @@ void oracle_backup_start(struct backup *backup)
 void oracle_backup_started(struct backup *backup, uint32_t requests_before, bool idle_before)
 {
     const struct disk *source = backup->source;
-    bool idle = idle_before && source->in_flight < source->info.queue_depth && source->align <= 1 &&
+    bool idle = !job_is_verify(backup) && idle_before &&
+                source->in_flight < source->info.queue_depth && source->align <= 1 &&
                 source->inline_percent == 0 && !sim.stretched;
 
-    for (uint32_t i = requests_before; i < sim.request_count; i++) {
+    if (job_is_verify(backup)) {
+        backup->starting = false;
+        return;
+    }
+    for (uint32_t i = requests_before; i < sim.request_count && backup->through == NULL; i++) {
         add_concurrent(backup, (int)i, true);
     }
-    for (uint32_t i = 0; idle && i < backup->concurrent_count; i++) {
+    oracle_sync_started(backup);
+    for (uint32_t i = 0; idle && backup->through == NULL && i < backup->concurrent_count; i++) {
         struct concurrent *c = &backup->concurrent[i];
         const struct request *r = &sim.requests[c->request];
 
@@ -409,6 +490,17 @@ static bool is_allowed(const struct backup *backup, const struct nearby *nearby,
     return allowed;
 }
 
+bool oracle_backup_may_be(const struct backup *backup, uint64_t at, uint8_t value)
+{
+    static struct nearby nearby;
+
+    if (value == backup->start[at] && !touches_concurrent(backup, at, 1)) {
+        return true;
+    }
+    find_nearby(backup, at, at + 1, &nearby);
+    return is_allowed(backup, &nearby, at, value);
+}
+
 /* A write that may have been given or not is in the backup whole or not at all. */
 static void check_whole(const struct backup *backup, const struct concurrent *c)
 {
@@ -418,7 +510,7 @@ static void check_whole(const struct backup *backup, const struct concurrent *c)
     uint32_t new_count = 0;
 
     if (c->class != CONCURRENT_MAYBE || r->op != BLKREPL_OP_WRITE || r->state != REQUEST_OVER ||
-        r->result != 0) {
+        r->result != 0 || backup->partial) {
         return;
     }
     for (uint32_t i = 0; i < backup->concurrent_count; i++) {
@@ -447,9 +539,10 @@ static void check_bytes(const struct backup *backup, const uint8_t *data, uint64
     find_nearby(backup, from, end, &nearby);
     for (uint64_t at = from; at < end; at++) {
         uint8_t value = data[at - from];
+        bool copied = backup->chained || oracle_sync_wanted(backup, at);
 
         EXPECT(
-            is_allowed(backup, &nearby, at, value),
+            copied ? is_allowed(backup, &nearby, at, value) : value == backup->base[at],
             "backup %llu is done, byte %llu of the target is %u %s, was %u at the start, is %u now",
             (ull)backup->job_id, (ull)at, value, where, backup->start[at],
             backup->source->medium[at]);
@@ -466,7 +559,7 @@ void oracle_backup_kept(const struct backup *backup, const uint8_t *data, uint64
     for (uint64_t at = offset; at < end; at += 512) {
         uint64_t part = end - at < 512 ? end - at : 512;
 
-        if (memcmp(backup->start + at, data + (at - offset), part) != 0) {
+        if (memcmp(backup->promise + at, data + (at - offset), part) != 0) {
             check_bytes(backup, data + (at - offset), at, at + part, where);
         }
     }
@@ -487,7 +580,7 @@ uint32_t oracle_backup_overwrite(const struct disk *target)
     uint32_t set = 0;
 
     for (uint32_t i = 0; i < sim.backup_count; i++) {
-        if (sim.backups[i].target == target && !sim.backups[i].overwritten) {
+        if (job_writes_to(&sim.backups[i], target) && !sim.backups[i].overwritten) {
             sim.backups[i].overwritten = true;
             set |= UINT32_C(1) << i;
         }
@@ -512,8 +605,17 @@ bool oracle_backup_wrote(const struct disk *target, uint64_t position, uint8_t v
         const struct backup *b = &sim.backups[i];
         uint64_t end;
 
-        if (b->target != target || b->start == NULL || b->start_seq < since) {
+        if (!job_writes_to(b, target) || b->start == NULL || b->start_seq < since) {
             continue;
+        }
+        if (b->spill == target) {
+            if (oracle_spill_may_hold(b, position, value)) {
+                return true;
+            }
+            continue;
+        }
+        if (job_sync(b) == BLKREPL_SYNC_NONE && value == disk_discard_byte(target, position)) {
+            return true;
         }
         if (smear_maps[i][position] != 0) {
             return true;
@@ -537,13 +639,17 @@ bool oracle_backup_wrote(const struct disk *target, uint64_t position, uint8_t v
 /* Is it done, and has nobody else written to its target? */
 bool oracle_backup_is_kept(const struct backup *backup)
 {
-    return backup->checked && !backup->overwritten && backup_of_target(backup->target) == backup;
+    return backup->checked && !backup->overwritten && !job_is_verify(backup) &&
+           job_sync(backup) != BLKREPL_SYNC_NONE && oracle_user_of(backup->target) == backup;
 }
 
 /* The library says that the backup is done. */
 void oracle_backup_done(struct backup *backup)
 {
     backup->checked = true;
+    if (job_sync(backup) == BLKREPL_SYNC_NONE) {
+        return; /* what it has saved is good as long as it runs */
+    }
     if (!oracle_backup_is_kept(backup)) {
         return; /* it has been overwritten by now */
     }
@@ -551,6 +657,7 @@ void oracle_backup_done(struct backup *backup)
            (ull)backup->job_id, (ull)backup->must_fail_offset, backup->must_fail);
     oracle_backup_kept(backup, backup->target->medium, 0, backup->source->bytes, "as it is read");
     power_check_backup(backup);
+    sim.counts.links += backup->chained;
     for (uint32_t i = 0; i < backup->concurrent_count; i++) {
         check_whole(backup, &backup->concurrent[i]);
     }

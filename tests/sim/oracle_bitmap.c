@@ -105,7 +105,7 @@ static bool is_over(const struct backup *b)
 static bool job_lives(const struct disk *disk)
 {
     for (uint32_t i = 0; i < sim.backup_count; i++) {
-        if (sim.backups[i].target == disk && !is_over(&sim.backups[i])) {
+        if (job_writes_to(&sim.backups[i], disk) && !is_over(&sim.backups[i])) {
             return true;
         }
     }
@@ -348,7 +348,7 @@ static void flush_over(const struct request *r)
 
 void oracle_bitmap_request_over(const struct request *r)
 {
-    if (sim.options.bitmaps_percent == 0 || !r->accepted) {
+    if (!sim.options.any_bitmaps || !r->accepted) {
         return;
     }
     if (is_write(r->op)) {
@@ -369,7 +369,7 @@ void oracle_bitmap_bracket_ends(const struct request *r)
 void oracle_bitmap_bracket_ended(const struct request *r)
 {
     sim.ending_count--;
-    if (sim.options.bitmaps_percent == 0) {
+    if (!sim.options.any_bitmaps) {
         return;
     }
     if (is_write(r->op)) {
@@ -388,7 +388,7 @@ void oracle_bitmap_given(const struct disk *disk, const struct disk_request *io)
 void oracle_bitmap_job_write(struct disk *disk, struct disk_request *io)
 {
     io->job = true;
-    if (sim.options.bitmaps_percent > 0) {
+    if (sim.options.any_bitmaps) {
         job_write_is_alive(disk, io);
     }
 }
@@ -396,18 +396,15 @@ void oracle_bitmap_job_write(struct disk *disk, struct disk_request *io)
 /* The disk has done it; the library has not been told. */
 void oracle_bitmap_disk_done(struct disk *disk, const struct disk_request *io, int result)
 {
-    if (sim.options.bitmaps_percent > 0) {
+    if (sim.options.any_bitmaps) {
         is_alive(disk, io);
         disk->flush_failed = disk->flush_failed || (io->op == BLKREPL_OP_FLUSH && result != 0);
     }
 }
 
-/* All that a job has written to its target is recorded now. */
-void oracle_bitmap_job_over(const struct backup *backup)
+static void job_is_over(struct disk *disk, bool good)
 {
-    struct disk *disk = backup->target;
-    bool good = backup->done && backup->result == 0;
-
+    disk->job_failed = disk->job_failed || !good; /* another one may follow at once */
     if (sim.bitmap_count == 0 || job_lives(disk)) {
         return;
     }
@@ -419,8 +416,23 @@ void oracle_bitmap_job_over(const struct backup *backup)
             mark_job_writes(b, bits, b->now.frozen ? b->now.since_next : b->now.since,
                             GRANULE_DIRTY);
             mark_job_writes(b, bits, 1, GRANULE_MAY);
-            bitmap_mark(b, bits, 0, good ? 0 : disk->bytes, GRANULE_MAY);
+            bitmap_mark(b, bits, 0, disk->job_failed ? disk->bytes : 0, GRANULE_MAY);
         }
     }
+    disk->job_failed = false;
     memset(disk->job_writes, 0, sizeof disk->job_writes);
+}
+
+/* All that a job has written to its images is recorded now. */
+void oracle_bitmap_job_over(const struct backup *backup)
+{
+    bool good = backup->done && backup->result == 0;
+
+    if (job_is_verify(backup)) {
+        return;
+    }
+    job_is_over(backup->target, good);
+    if (backup->spill != NULL) {
+        job_is_over(backup->spill, false);
+    }
 }

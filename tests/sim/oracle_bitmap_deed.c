@@ -88,7 +88,7 @@ uint32_t oracle_bitmap_refusals(const struct deed *d)
     case CALL_BITMAP_INTERSECT:
     case CALL_BITMAP_SUBTRACT: return states | refuse_sources(d);
     case CALL_BITMAP_ABDICATE:
-    case CALL_BITMAP_RECLAIM: return b->now.frozen ? 0u : REFUSE_STATE;
+    case CALL_BITMAP_RECLAIM: return b->now.frozen && b->now.job == NULL ? 0u : REFUSE_STATE;
     case CALL_BITMAP_SET: return (states & REFUSE_STATE) | refuse_range(d, false);
     case CALL_BITMAP_RESET: return states | refuse_range(d, true);
     case CALL_BITMAP_RESIZE: return states | (b->now.disk != NULL ? REFUSE_INVAL : 0u);
@@ -116,6 +116,9 @@ void oracle_bitmap_init(const struct deed *d)
     b->now.granules = granules_of(bytes, b->granularity);
     b->now.enabled = d->disk != NULL && (d->options.flags & BLKREPL_BITMAP_DISABLED) == 0;
     b->now.frozen = false;
+    b->now.job = NULL;
+    b->chain = NULL;
+    b->for_jobs = false;
     b->now.loading = false;
     b->now.since = sim.instant;
     b->now.load_next = 0;
@@ -215,6 +218,7 @@ static void apply_freeze(struct bitmap *b)
     }
     memset(b->now.next, 0, b->now.granules);
     b->now.frozen = true;
+    b->now.job = NULL;
     b->now.since_next = sim.instant;
 }
 

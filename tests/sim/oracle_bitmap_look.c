@@ -263,6 +263,9 @@ static bool look(struct bitmap *b, blkrepl_bitmap *handle)
     int answer = blkrepl_bitmap_validate(handle);
 
     EXPECT(answer == 0, "bitmap %llu is not valid: %s", number(b), blkrepl_error_message());
+    if (b->now.job != NULL && (info.flags & BLKREPL_BITMAP_BUSY) == 0) {
+        oracle_sync_settled(b);
+    }
     if (sim.counts.reentries != reentries) {
         return false;
     }
@@ -273,6 +276,9 @@ static bool look(struct bitmap *b, blkrepl_bitmap *handle)
         EXPECT(info.dirty_granules == 0 && (answer == BLKREPL_ERR_STATE || answer == -EINVAL),
                "bitmap %llu is inconsistent, get answered %d", number(b), answer);
         return false;
+    }
+    if (b->now.job != NULL && job_is_verify(b->now.job)) {
+        memset(b->now.content, GRANULE_MAY, b->now.granules); /* it is being filled */
     }
     if (!read_bits(b, handle)) {
         return false;
@@ -350,6 +356,11 @@ static void learn(struct bitmap *b, blkrepl_bitmap *handle)
     b->now.enabled = (info.flags & BLKREPL_BITMAP_RECORDING) != 0;
     b->now.frozen = (info.flags & BLKREPL_BITMAP_BUSY) != 0;
     b->now.loading = (info.flags & BLKREPL_BITMAP_INCONSISTENT) != 0;
+    b->chain = NULL;
+    if (b->now.job != NULL && !b->now.frozen) {
+        b->now.job->frozen = false;
+        b->now.job = NULL;
+    }
     b->now.load_next = UINT64_MAX;
     b->now.since = sim.instant;
     b->now.since_next = sim.instant;

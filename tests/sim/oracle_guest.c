@@ -123,6 +123,14 @@ static uint64_t first_unwanted(const struct disk *disk, const struct disk_reques
     return io->offset + io->bytes;
 }
 
+/* Old data that are spilled, and what a snapshot discards, go out with whose they are. */
+static bool is_for_guest(const struct disk *disk, const struct disk_request *io)
+{
+    const struct backup *user = oracle_user_of(disk);
+
+    return io->op == BLKREPL_OP_DISCARD || (user != NULL && user->spill == disk);
+}
+
 /* A disk has got a request.  A target gets writes of its job or of the guest, never
  * of both; who it is shows in the data. */
 void oracle_submit(struct disk *disk, struct disk_request *io)
@@ -147,7 +155,9 @@ void oracle_submit(struct disk *disk, struct disk_request *io)
         lanes_owner(owners[0], io->lane);
     }
     if (!disk_is_source(disk) && (count == 0 || unwanted < io->offset + io->bytes)) {
-        lanes_job_submit(io->lane);
+        if (!is_for_guest(disk, io)) {
+            lanes_job_submit(io->lane);
+        }
         oracle_backup_target(disk, io, payload);
         oracle_bitmap_job_write(disk, io);
         return;

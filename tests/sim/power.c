@@ -127,6 +127,7 @@ void power_wrote(const struct disk *disk, uint64_t offset, uint64_t bytes, bool 
     if (bytes == 0) {
         return;
     }
+    oracle_verify_wrote(disk, offset, bytes);
     if (fua || !is_cached(disk) || bytes > CACHE_BYTES / 2) {
         write_through(disk, offset, bytes);
         return;
@@ -344,6 +345,7 @@ static void reboot(void)
     sim.heard_ns = 0;
     sim.request_count = 0;
     sim.backup_count = 0;
+    sim.group_count = 0;
     sim.arena_used = 0;
     sim.counts.reboots++;
     world_open();

@@ -20,15 +20,19 @@
 #define RUN_SECONDS_MAX 10
 
 const char *const fault_names[FAULT_COUNT] = {
-    [FAULT_ERRORS] = "errors",     [FAULT_TORN] = "torn",         [FAULT_HANGS] = "hangs",
-    [FAULT_ORDER] = "order",       [FAULT_INLINE] = "inline",     [FAULT_LIMITS] = "limits",
-    [FAULT_OPCODES] = "opcodes",   [FAULT_DISCARDS] = "discards", [FAULT_REENTRY] = "reentry",
-    [FAULT_MISUSE] = "misuse",     [FAULT_MEMORY] = "memory",     [FAULT_BOUNDS] = "bounds",
-    [FAULT_JUMPS] = "jumps",       [FAULT_CLOSE] = "close",       [FAULT_SHUTDOWN] = "shutdown",
-    [FAULT_BESIDE] = "beside",     [FAULT_LONG] = "long",         [FAULT_VERBS] = "verbs",
-    [FAULT_TUNING] = "tuning",     [FAULT_STRETCH] = "stretch",   [FAULT_POWER] = "power",
-    [FAULT_CONTRACT] = "contract", [FAULT_LANES] = "lanes",       [FAULT_UNPOLLED] = "unpolled",
-    [FAULT_SLEEP] = "sleep",       [FAULT_OFFLOAD] = "offload",   [FAULT_BITMAPS] = "bitmaps",
+    [FAULT_ERRORS] = "errors",       [FAULT_TORN] = "torn",           [FAULT_HANGS] = "hangs",
+    [FAULT_ORDER] = "order",         [FAULT_INLINE] = "inline",       [FAULT_LIMITS] = "limits",
+    [FAULT_OPCODES] = "opcodes",     [FAULT_DISCARDS] = "discards",   [FAULT_REENTRY] = "reentry",
+    [FAULT_MISUSE] = "misuse",       [FAULT_MEMORY] = "memory",       [FAULT_BOUNDS] = "bounds",
+    [FAULT_JUMPS] = "jumps",         [FAULT_CLOSE] = "close",         [FAULT_SHUTDOWN] = "shutdown",
+    [FAULT_BESIDE] = "beside",       [FAULT_LONG] = "long",           [FAULT_VERBS] = "verbs",
+    [FAULT_TUNING] = "tuning",       [FAULT_STRETCH] = "stretch",     [FAULT_POWER] = "power",
+    [FAULT_CONTRACT] = "contract",   [FAULT_LANES] = "lanes",         [FAULT_UNPOLLED] = "unpolled",
+    [FAULT_SLEEP] = "sleep",         [FAULT_OFFLOAD] = "offload",     [FAULT_BITMAPS] = "bitmaps",
+    [FAULT_SYNC] = "sync",           [FAULT_POLICY] = "policy",       [FAULT_FINALE] = "finale",
+    [FAULT_COMPRESS] = "compress",   [FAULT_SPILL] = "spill",         [FAULT_BURST] = "burst",
+    [FAULT_GROUPS] = "groups",       [FAULT_SNAPSHOTS] = "snapshots", [FAULT_VERIFY] = "verify",
+    [FAULT_THROTTLES] = "throttles",
 };
 
 /* How a run has ended; as it goes through the pipe. */
@@ -125,7 +129,7 @@ static bool shrink_faults(struct sim_plan *plan, const char *promise)
     for (uint32_t n = 0; n < FAULT_COUNT; n++) {
         struct sim_plan smaller = *plan;
 
-        smaller.without |= UINT32_C(1) << n;
+        smaller.without |= UINT64_C(1) << n;
         if (smaller.without != plan->without) {
             shrunk = keep_if_bad(plan, &smaller, promise) || shrunk;
         }

@@ -23,7 +23,12 @@
 
 #define SOURCES_MAX 2
 #define DISKS_MAX 5
-#define BACKUPS_MAX 6
+#define BACKUPS_MAX 10 /* jobs of any kind                                 */
+#define BACKUPS_DRAWN 6
+#define GROUPS_MAX 4
+#define SNAPSHOTS_MAX 6
+#define THROTTLES_MAX 3
+#define MEMBERS_MAX 4
 #define REQUESTS_MAX 512
 #define QUEUE_MAX 32
 #define LANES_MAX 5    /* that are drawn                                           */
@@ -35,7 +40,7 @@
 #define ACTORS_MAX 16
 #define STEPS_MAX 512
 #define FAILURES_MAX 32
-#define BLOCKS_MAX (DISK_BYTES_MAX / 4096 + 1)
+#define BLOCKS_MAX (DISK_BYTES_MAX / 512 + 1) /* clusters: those that compress are small */
 #define SITES_MAX 64
 #define BITMAPS_MAX 24
 #define GRANULES_MAX 4096
@@ -46,40 +51,50 @@
 /* What can be left out of a run as a whole (--without), in the order in which
  * the shrinker tries. */
 enum fault {
-    FAULT_ERRORS,   /* of disks                                            */
-    FAULT_TORN,     /* data in pieces, before the completion               */
-    FAULT_HANGS,    /* requests that do not end                            */
-    FAULT_ORDER,    /* of completions: then first in, first out            */
-    FAULT_INLINE,   /* completions inside submit                           */
-    FAULT_LIMITS,   /* alignments, depths, transfer limits of disks        */
-    FAULT_OPCODES,  /* opcodes that disks do not know                      */
-    FAULT_DISCARDS, /* discards that change the medium                     */
-    FAULT_REENTRY,  /* calls from inside callbacks and backends            */
-    FAULT_MISUSE,   /* wrong calls                                         */
-    FAULT_MEMORY,   /* allocations that fail, budgets                      */
-    FAULT_BOUNDS,   /* small bounds of the context                         */
-    FAULT_JUMPS,    /* a clock that jumps                                  */
-    FAULT_CLOSE,    /* handles closed in the middle                        */
-    FAULT_SHUTDOWN, /* the context freed in the middle                     */
-    FAULT_BESIDE,   /* brackets                                            */
-    FAULT_LONG,     /* long writes                                         */
-    FAULT_VERBS,    /* pause, resume, cancel, ...                          */
-    FAULT_TUNING,   /* of backups: reserve, workers, timeout, speed        */
-    FAULT_STRETCH,  /* hooks in the library                                */
-    FAULT_POWER,    /* power cuts                                          */
-    FAULT_CONTRACT, /* backends that break backend.h                       */
-    FAULT_LANES,    /* more than one                                       */
-    FAULT_UNPOLLED, /* a lane that nobody polls                            */
-    FAULT_SLEEP,    /* polls only when woken                               */
-    FAULT_OFFLOAD,  /* disks that copy from each other                     */
-    FAULT_BITMAPS,  /* dirty bitmaps                                       */
+    FAULT_ERRORS,    /* of disks                                            */
+    FAULT_TORN,      /* data in pieces, before the completion               */
+    FAULT_HANGS,     /* requests that do not end                            */
+    FAULT_ORDER,     /* of completions: then first in, first out            */
+    FAULT_INLINE,    /* completions inside submit                           */
+    FAULT_LIMITS,    /* alignments, depths, transfer limits of disks        */
+    FAULT_OPCODES,   /* opcodes that disks do not know                      */
+    FAULT_DISCARDS,  /* discards that change the medium                     */
+    FAULT_REENTRY,   /* calls from inside callbacks and backends            */
+    FAULT_MISUSE,    /* wrong calls                                         */
+    FAULT_MEMORY,    /* allocations that fail, budgets                      */
+    FAULT_BOUNDS,    /* small bounds of the context                         */
+    FAULT_JUMPS,     /* a clock that jumps                                  */
+    FAULT_CLOSE,     /* handles closed in the middle                        */
+    FAULT_SHUTDOWN,  /* the context freed in the middle                     */
+    FAULT_BESIDE,    /* brackets                                            */
+    FAULT_LONG,      /* long writes                                         */
+    FAULT_VERBS,     /* pause, resume, cancel, ...                          */
+    FAULT_TUNING,    /* of backups: reserve, workers, timeout, speed        */
+    FAULT_STRETCH,   /* hooks in the library                                */
+    FAULT_POWER,     /* power cuts                                          */
+    FAULT_CONTRACT,  /* backends that break backend.h                       */
+    FAULT_LANES,     /* more than one                                       */
+    FAULT_UNPOLLED,  /* a lane that nobody polls                            */
+    FAULT_SLEEP,     /* polls only when woken                               */
+    FAULT_OFFLOAD,   /* disks that copy from each other                     */
+    FAULT_BITMAPS,   /* dirty bitmaps                                       */
+    FAULT_SYNC,      /* backups of bitmaps, and with bitmaps               */
+    FAULT_POLICY,    /* jobs that stop at errors, or ignore them           */
+    FAULT_FINALE,    /* jobs that wait for finalize and dismiss            */
+    FAULT_COMPRESS,  /* backups that compress                              */
+    FAULT_SPILL,     /* spill images                                       */
+    FAULT_BURST,     /* of the speed of jobs                               */
+    FAULT_GROUPS,    /* jobs that start together                           */
+    FAULT_SNAPSHOTS, /* backups with SYNC_NONE, and images of them         */
+    FAULT_VERIFY,    /* verify jobs                                        */
+    FAULT_THROTTLES, /* of images and jobs                                 */
     FAULT_COUNT
 };
 
 /* What to run. */
 struct sim_plan {
     uint64_t seed;
-    uint32_t without;            /* bit n: enum fault n is off                      */
+    uint64_t without;            /* bit n: enum fault n is off                      */
     uint8_t left_out[STEPS_MAX]; /* steps that are not taken                */
     const uint8_t *bytes;        /* chance comes from here first                   */
     size_t byte_count;
@@ -176,11 +191,44 @@ enum call {
     CALL_BITMAP_LOAD_FINISH,
     CALL_BITMAP_SHA256,
     CALL_BITMAP_VALIDATE,
+    CALL_JOB_COMPLETE,
+    CALL_JOB_FINALIZE,
+    CALL_JOB_DISMISS,
+    CALL_JOB_FIND,
+    CALL_JOB_NEXT,
+    CALL_GROUP_CREATE,
+    CALL_GROUP_ADD,
+    CALL_GROUP_START,
+    CALL_GROUP_CANCEL,
+    CALL_GROUP_FREE,
+    CALL_SNAPSHOT_OPEN,
+    CALL_VERIFY_CREATE,
+    CALL_VERIFY_START,
+    CALL_THROTTLE_CREATE,
+    CALL_THROTTLE_SET,
+    CALL_THROTTLE_QUERY,
+    CALL_THROTTLE_FREE,
+    CALL_IMAGE_SET_THROTTLE,
     CALL_COUNT
 };
 
 /* Those that are no bitmap's are drawn by number. */
 #define CALL_PLAIN_COUNT CALL_BITMAP_CREATE
+#define CALL_BITMAP_LAST CALL_BITMAP_VALIDATE
+#define CALL_JOB_FIRST CALL_JOB_COMPLETE
+
+/* A verb of a job. */
+enum verb {
+    VERB_START,
+    VERB_PAUSE,
+    VERB_RESUME,
+    VERB_SPEED,
+    VERB_CANCEL,
+    VERB_COMPLETE,
+    VERB_FINALIZE,
+    VERB_DISMISS,
+    VERB_COUNT
+};
 
 /* A call of the library that we are inside of. */
 enum doing {
@@ -266,6 +314,7 @@ struct disk {
     /* By sector: at which instant (of bitmaps) a job's write there surely went on;
      * 0: none did. */
     uint32_t job_writes[DISK_BYTES_MAX / 512 + 1];
+    bool job_failed;         /* one that wrote to it, since no job did                            */
     uint64_t good_flush_seq; /* of the accept of a flush that has succeeded          */
     bool flush_failed;       /* one has, and who asked for it may not know yet        */
 };
@@ -289,6 +338,8 @@ struct request {
     uint32_t op;
     uint32_t lane;
     struct disk *disk;
+    struct snapshot *snapshot; /* the disk is that of this one                   */
+    bool must_fail;            /* there is nothing to be read                    */
     uint64_t offset;
     uint64_t bytes;
     uint64_t token;
@@ -333,11 +384,44 @@ struct concurrent {
     enum concurrent_class class;
 };
 
+/* A job: a backup, or a verify job, whose second image is its target here. */
 struct backup {
     struct disk *source;
     struct disk *target;
     blkrepl_job *job;
     blkrepl_backup_options options;
+    /* Beyond plain backups; 0 and NULL are those. */
+    uint32_t kind; /* BLKREPL_KIND_VERIFY                                     */
+    blkrepl_verify_options verify;
+    struct snapshot *through;  /* the source is this one, of the source        */
+    struct snapshot *through2; /* verify: the second image                     */
+    struct disk *spill;
+    struct bitmap *bitmap;    /* verify: only                                  */
+    struct bitmap *differing; /* verify                                        */
+    struct throttle *throttle;
+    uint32_t group;       /* number + 1; 0: none                               */
+    bool adopted;         /* it had no handle for a while: nobody has looked   */
+    uint32_t group_place; /* in the order of its adds                          */
+    uint32_t job_flags;
+    uint32_t on_error[BLKREPL_SIDE_SPILL + 1]; /* by side                      */
+    bool frozen;                               /* it holds its bitmap, or may  */
+    bool partial;                              /* only `wanted` clusters       */
+    bool chained; /* bitmap and target were those of a chain at the start      */
+    bool was_chained;
+    uint8_t wanted[BLOCKS_MAX]; /* by cluster                                */
+    uint8_t absent[BLOCKS_MAX]; /* a discard of a snapshot may have taken it */
+    uint8_t *base;              /* the medium of the target at the start     */
+    uint8_t *promise;           /* what the target holds in the end          */
+    uint8_t *kept;              /* byte was written to target or spill since */
+    uint8_t *seen;              /* byte was read from a snapshot ...          */
+    uint8_t *seen_as;           /* ... as this                               */
+    int start_code;             /* what its start is refused with; 1: who knows                */
+    bool complete_asked;
+    bool finalize_asked;
+    bool dismissed;
+    bool missed;           /* events: there was no handle for a while                    */
+    uint32_t spill_failed; /* at the start                                     */
+    uint64_t ready_seq;
     uint64_t start_ns;
     uint64_t start_seq;
     uint64_t job_id;
@@ -401,6 +485,7 @@ struct bitmap_state {
     bool enabled;
     bool frozen;
     bool loading;
+    struct backup *job; /* frozen: by this one; NULL: by the host               */
     uint8_t content[GRANULES_MAX];
     uint8_t next[GRANULES_MAX]; /* frozen: what the successor has recorded   */
 };
@@ -409,9 +494,12 @@ struct bitmap {
     uint64_t id;
     uint64_t granularity;
     bool used;
-    uint32_t calling; /* calls about it that we are inside of; then others leave it alone */
-    uint32_t begun;   /* of these, deeds                                      */
-    uint32_t holder;  /* depth of the act that uses it, and one               */
+    uint32_t calling;    /* calls about it that we are inside of; then others leave it alone */
+    uint32_t begun;      /* of these, deeds                                      */
+    uint32_t holder;     /* depth of the act that uses it, and one               */
+    bool for_jobs;       /* others mostly leave it alone                       */
+    struct disk *chain;  /* holds the image of an earlier moment, but for the content */
+    uint32_t chain_last; /* number of the last job of it                       */
     uint32_t handle_count;
     blkrepl_bitmap *handles[HANDLES_MAX];
     char name[BLKREPL_BITMAP_NAME_MAX + 1];
@@ -442,7 +530,59 @@ enum {
     REFUSE_EXIST = 8
 };
 
+/* Jobs that start together. */
+struct group {
+    blkrepl_group *group; /* NULL: freed, or no group                           */
+    uint32_t flags;
+    uint32_t members; /* that were added                                        */
+    uint64_t ids[MEMBERS_MAX];
+    struct backup *list[MEMBERS_MAX];
+    bool started;
+    bool cancel_asked;
+    bool calling;
+    bool unsure; /* calls inside calls about it                                 */
+    bool checked;
+};
+
+/* An image of the point in time of a job. */
+struct snapshot {
+    struct backup *of;
+    bool used;
+    bool calling;
+    bool released;
+    bool alloc_failed;
+    struct disk disk; /* that nobody has: image, size                           */
+};
+
+/* A throttle; the host gives its handle up before its users may. */
+struct throttle {
+    blkrepl_throttle *throttle; /* NULL: freed                                  */
+    blkrepl_throttle_options limits;
+    bool used;
+    bool changed; /* what was seen is of other limits                           */
+    uint64_t window_ns;
+    uint64_t window_bytes;
+    uint64_t window_ops;
+    uint64_t credit_bytes; /* the most that may have passed since               */
+    blkrepl_throttle_info told;
+    bool forced; /* jobs let things through that are not delayed                */
+};
+
 struct sim_options {
+    uint32_t jobs_percent; /* of the steps; 0: nothing beyond plain backups     */
+    uint32_t jobs_inside_percent;
+    uint32_t sync_percent; /* of the backups                                    */
+    uint32_t policy_percent;
+    uint32_t finale_percent;
+    uint32_t compress_percent;
+    uint32_t spill_percent;
+    uint32_t burst_percent;
+    uint32_t none_percent;
+    uint32_t verify_percent;
+    uint32_t group_percent;
+    uint32_t throttle_percent;
+    uint32_t more_backups;
+    bool any_bitmaps;
     uint32_t bitmaps_percent; /* of the steps; 0: no bitmaps                  */
     uint32_t bitmaps_inside_percent;
     uint32_t bitmaps_misuse_percent;
@@ -505,6 +645,29 @@ struct counts {
     uint64_t transacts;
     uint64_t bitmaps_refused;
     uint64_t loads;
+    uint64_t syncs[4]; /* jobs done: FULL with a bitmap, BITMAP, INCREMENTAL, NONE */
+    uint64_t links;    /* of chains, that were compared                         */
+    uint64_t settled;  /* bitmaps that a job has given back                     */
+    uint64_t always;   /* of these, by ALWAYS after a failure                   */
+    uint64_t stops;    /* error pauses seen                                     */
+    uint64_t ignored;  /* jobs that failed with bytes given up                  */
+    uint64_t finalized;
+    uint64_t dismissed;
+    uint64_t found;
+    uint64_t compressed; /* writes                                               */
+    uint64_t spills;     /* writes to a spill image                              */
+    uint64_t groups;     /* started                                              */
+    uint64_t groups_done;
+    uint64_t groups_failed;
+    uint64_t snapshots;
+    uint64_t snapshot_reads; /* with data                                        */
+    uint64_t snapshot_discards;
+    uint64_t through; /* jobs done with a snapshot as source                     */
+    uint64_t verifies;
+    uint64_t differences;
+    uint64_t throttles;
+    uint64_t delayed;
+    uint64_t verbs[VERB_COUNT][BLKREPL_JOB_CONCLUDED + 1];
     uint64_t matrix[INSIDE_COUNT][CALL_COUNT];
 };
 
@@ -537,6 +700,9 @@ extern const struct part power_part;
 extern const struct part contract_part;
 extern const struct part misuse_part;
 extern const struct part bitmap_part;
+extern const struct part jobs_part;
+extern const struct part snapshot_part;
+extern const struct part throttle_part;
 
 struct event_record {
     const char *format;
@@ -550,7 +716,8 @@ struct sim {
     uint64_t rng;
     uint64_t rng_aside;
     uint64_t rng_bitmaps;
-    bool chance_is_bitmaps;
+    uint64_t rng_jobs;
+    bool chance_is_aside;
     uint64_t seq;
     uint64_t hash;
     struct event_record ring[RING];
@@ -603,6 +770,11 @@ struct sim {
     struct request requests[REQUESTS_MAX];
     uint32_t backup_count;
     struct backup backups[BACKUPS_MAX];
+    uint32_t group_count;
+    struct group groups[GROUPS_MAX];
+    struct snapshot snapshots[SNAPSHOTS_MAX];
+    struct throttle throttles[THROTTLES_MAX];
+    struct throttle *image_throttles[DISKS_MAX];
     struct bitmap bitmaps[BITMAPS_MAX];
     uint8_t *arena;
     size_t arena_used;
@@ -628,6 +800,10 @@ struct chance_outer {
 void chance_bitmaps_stream(uint64_t number);
 struct chance_outer chance_bitmaps_begin(void);
 void chance_bitmaps_end(struct chance_outer outer);
+/* The same for what jobs do beyond plain backups. */
+void chance_jobs_stream(uint64_t number);
+struct chance_outer chance_jobs_begin(void);
+void chance_jobs_end(struct chance_outer outer);
 void pattern_init(void);
 uint8_t pattern_byte(uint32_t tag, uint64_t position);
 void pattern_fill(uint8_t *out, uint32_t tag, uint64_t position, uint64_t bytes);
@@ -730,6 +906,7 @@ const char *call_name(unsigned long long number);
 
 /* guest.c: requests and brackets. */
 void guest_call(enum call call);
+void guest_snapshot(struct snapshot *snapshot, uint32_t op);
 bool guest_bracket_finish(void);
 /* Has a write of the guest to this disk not ended? */
 enum hold guest_hold(const struct disk *disk);
@@ -739,10 +916,121 @@ void request_fill(const struct request *request, uint8_t *out);
 bool is_write(uint32_t op);
 bool overlaps(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes);
 
-/* backup.c: backups and their verbs. */
+/* backup.c: backups. */
 void backup_call(enum call call);
+struct backup *backup_new(struct disk *source, struct disk *target);
+void backup_made(struct backup *backup);
+void job_release(void *user);
+/* Has another job this name? */
+enum hold job_name_hold(const struct backup *but, const char *name);
 blkrepl_job_info backup_query(struct backup *backup);
+/* Does a job write to this disk? */
 enum hold backup_hold(const struct disk *target);
+/* The same, and: does one read it? */
+enum hold backup_use(const struct disk *target);
+uint64_t draw_speed(void);
+static inline bool job_is_verify(const struct backup *b)
+{
+    return b->kind == BLKREPL_KIND_VERIFY;
+}
+/* Is it told of writes of the guest to its source? */
+static inline bool job_taps(const struct backup *b)
+{
+    return !job_is_verify(b) && b->through == NULL;
+}
+static inline bool job_writes_to(const struct backup *b, const struct disk *disk)
+{
+    return !job_is_verify(b) && (b->target == disk || b->spill == disk);
+}
+static inline uint32_t job_sync(const struct backup *b)
+{
+    return b->options.sync == 0 ? BLKREPL_SYNC_FULL : b->options.sync;
+}
+
+/* verb.c: the verbs of jobs. */
+void verb_do(struct backup *backup, enum verb verb);
+void verb_act(void);
+void job_drop(struct backup *backup);
+void job_call(enum call call);
+struct backup *job_pick(void);
+/* What the host holds up goes on; true: it did something. */
+bool job_drive(void);
+void job_resume_all(void);
+/* Is there nothing left to wait for? */
+bool job_over(const struct backup *backup);
+/* Nobody else is busy with its bitmaps. */
+bool job_may_start(const struct backup *backup);
+/* The bitmap of a job that is about to start. */
+void job_freeze(struct backup *backup);
+void job_frozen(struct backup *backup, bool started, bool sure);
+
+/* jobs.c: what jobs do beyond plain backups. */
+void jobs_step(void);
+bool jobs_want_inside(uint32_t factor);
+void jobs_inside(void);
+void jobs_draw_backup(struct backup *backup);
+/* May the create of this backup be refused with this? */
+bool jobs_refusal(const struct backup *backup, int answer);
+
+/* group.c */
+void group_act(void);
+void group_call(enum call call);
+void group_left(struct backup *backup);
+void group_drop_all(uint32_t percent);
+
+/* snapshot.c */
+void snapshot_act(void);
+void snapshot_call(enum call call);
+struct snapshot *snapshot_pick(void);
+
+/* verify.c */
+void verify_do(bool start);
+void oracle_verify_start(struct backup *backup);
+void oracle_verify_reset(void);
+void oracle_verify_done(struct backup *backup, const blkrepl_job_info *info);
+void oracle_verify_bitmap(const struct backup *backup, const struct bitmap *bitmap, bool errors);
+/* Something was written to a medium. */
+void oracle_verify_wrote(const struct disk *disk, uint64_t offset, uint64_t bytes);
+
+/* throttle.c */
+void throttle_act(void);
+void throttle_call(enum call call);
+struct throttle *throttle_pick(void);
+bool throttle_raise(void);
+
+/* oracle_throttle.c */
+void oracle_throttle_look(struct throttle *throttle);
+
+/* oracle_group.c: all or none, at one instant. */
+void oracle_group_watch(void);
+void oracle_group_finalized(const struct backup *backup);
+
+/* oracle_snapshot.c */
+void oracle_snapshot_asked(struct request *request);
+void oracle_snapshot_done(struct request *request);
+
+/* oracle_sync.c: which clusters a job is to copy, and what becomes of its bitmap. */
+void oracle_sync_start(struct backup *backup);
+void oracle_sync_started(struct backup *backup);
+bool oracle_sync_wanted(const struct backup *backup, uint64_t at);
+void oracle_sync_settled(struct bitmap *bitmap);
+void oracle_sync_concluded(struct backup *backup);
+void oracle_sync_deed(const struct deed *deed);
+uint64_t oracle_sync_bytes(const struct backup *backup);
+uint64_t job_cluster(const struct backup *backup);
+
+/* oracle_spill.c */
+void oracle_spill_submit(const struct disk *disk, const struct disk_request *io,
+                         const uint8_t *payload);
+void oracle_spill_done(struct disk *disk, const struct disk_request *request);
+void oracle_spill_failed(struct disk *disk, const struct disk_request *request);
+bool oracle_spill_may_hold(const struct backup *backup, uint64_t position, uint8_t value);
+/* Has it room for everything, and has it never failed? */
+bool oracle_spill_has_room(const struct backup *backup);
+void oracle_spill_start(struct backup *backup);
+struct backup *oracle_user_of(const struct disk *disk);
+/* May the byte of the point in time of the job be this? */
+bool oracle_backup_may_be(const struct backup *backup, uint64_t at, uint8_t value);
 /* May a guest write have to wait for the clock; for a target, for ever? */
 void backup_guest_needs(bool *clock, bool *target);
 void backup_check_cancelled(void);
@@ -766,6 +1054,8 @@ bool bitmap_has_handle(struct bitmap *bitmap);
 blkrepl_bitmap *bitmap_handle(const struct bitmap *bitmap);
 void bitmap_draw_options(struct deed *deed);
 void bitmap_made(struct bitmap *bitmap, blkrepl_bitmap *handle);
+/* One for jobs: of a disk, or free-standing. */
+void bitmap_for_jobs(struct disk *disk, uint64_t bytes);
 bool bitmap_is_right(const struct deed *deed, int answer, uint32_t refusals);
 void bitmap_try(struct deed *deed);
 

@@ -17,9 +17,9 @@ struct sim sim;
 void (*sim_on_failure)(const char *format);
 
 /* The contract before the disks: while these are opened, a ghost may be. */
-static const struct part *const parts[] = {&host_part,  &lanes_part,  &contract_part,
-                                           &disk_part,  &guest_part,  &backup_part,
-                                           &power_part, &misuse_part, &bitmap_part};
+static const struct part *const parts[] = {
+    &host_part,  &lanes_part,  &contract_part, &disk_part,     &guest_part, &backup_part,
+    &power_part, &misuse_part, &bitmap_part,   &throttle_part, &jobs_part,  &snapshot_part};
 
 #define PARTS (sizeof parts / sizeof parts[0])
 
@@ -116,11 +116,21 @@ static void phase_safety(void)
         }
         chance_stream(i);
         chance_bitmaps_stream(i);
+        chance_jobs_stream(i);
         world_act(false);
         bitmap_step();
+        jobs_step();
         watch();
         EXPECT(blkrepl_context_now(sim.ctx) <= sim.now_ns, "the clock is ahead");
     }
+}
+
+/* It has to do with guests: a source, or a spill image. */
+static bool is_local(const struct disk *disk)
+{
+    const struct backup *user = disk_is_source(disk) ? NULL : oracle_user_of(disk);
+
+    return disk_is_source(disk) || (user != NULL && user->spill == disk);
 }
 
 /* The guest comes first: no target answers any more, yet its requests end. */
@@ -131,19 +141,21 @@ static void phase_guest_first(void)
     bool target = false;
 
     backup_guest_needs(&clock, &target);
-    if (clock && target) {
+    if ((clock && target) || !throttle_raise()) {
         return;
     }
     EVENT("no target answers any more, clock %n", clock);
-    for (uint32_t i = 0; i < sim.options.sources; i++) {
-        disk_heal(&sim.disks[i]);
+    for (uint32_t i = 0; i < sim.options.disks; i++) {
+        if (is_local(&sim.disks[i])) {
+            disk_heal(&sim.disks[i]);
+        }
     }
     while (lanes_must_end(true) > 0) {
         uint64_t inside_submit = sim.counts.inline_completions;
         bool moved = guest_bracket_finish();
 
-        for (uint32_t i = 0; i < sim.options.sources; i++) {
-            moved = disk_progress(&sim.disks[i]) || moved;
+        for (uint32_t i = 0; i < sim.options.disks; i++) {
+            moved = (is_local(&sim.disks[i]) && disk_progress(&sim.disks[i])) || moved;
         }
         moved = lanes_poll_all() > 0 || moved;
         moved = moved || sim.counts.inline_completions != inside_submit;
@@ -283,12 +295,18 @@ static void reset(const struct sim_plan *plan, bool trace)
     uint64_t state = plan->seed ^ STREAM_ASIDE;
 
     memset(&sim, 0, offsetof(struct sim, disks));
+    oracle_verify_reset();
     sim.request_count = 0;
     sim.active_count = 0;
     sim.backup_count = 0;
+    sim.group_count = 0;
+    memset(sim.image_throttles, 0, sizeof sim.image_throttles);
+    memset(sim.snapshots, 0, sizeof sim.snapshots);
+    memset(sim.throttles, 0, sizeof sim.throttles);
     sim.arena_used = 0;
     for (uint32_t i = 0; i < BITMAPS_MAX; i++) {
         sim.bitmaps[i].used = false;
+        sim.bitmaps[i].for_jobs = false;
         sim.bitmaps[i].calling = 0;
         sim.bitmaps[i].begun = 0;
         sim.bitmaps[i].holder = 0;
@@ -304,6 +322,7 @@ static void reset(const struct sim_plan *plan, bool trace)
     sim.now_ns = 1000 * SECOND_NS;
     chance_stream(STREAM_DRAW);
     chance_bitmaps_stream(STREAM_DRAW);
+    chance_jobs_stream(STREAM_DRAW);
 }
 
 static void draw(void)
@@ -325,6 +344,7 @@ void sim_run(const struct sim_plan *plan, bool trace)
     phase_safety();
     chance_stream(STREAM_LATE);
     chance_bitmaps_stream(STREAM_LATE);
+    chance_jobs_stream(STREAM_LATE);
     sim.quiet = true;
     if (!sim.options.early_shutdown) {
         backup_check_cancelled();

@@ -292,8 +292,8 @@ void jobs_check(void)
         job->id = info.id;
         EXPECT(info.error_count == job->error_events, "%llu errors, %u events",
                (ull)info.error_count, job->error_events);
-        EXPECT(((info.flags & BLKREPL_JOB_FLAG_PAUSED) != 0) == (job->paused != 0), "paused: %u",
-               info.flags);
+        EXPECT(((info.flags & BLKREPL_JOB_FLAG_PAUSED) != 0) == (job->paused && !job->over),
+               "paused: %u", info.flags);
         EXPECT((info.state == BLKREPL_JOB_CONCLUDED) == (job->over != 0), "state %u, JOB_DONE: %u",
                info.state, job->done_events);
         if (job->over && !job->checked) {

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void job_release(void *user)
+static void act_release(void *user)
 {
     struct backup_run *job = user;
 
@@ -83,7 +83,7 @@ static bool create(struct backup_run *job, uint32_t number, bool start)
     int answer;
 
     job->options.user = job;
-    job->options.release = job_release;
+    job->options.release = act_release;
     entry = record_call(ENTRY_BACKUP, 0, number, start, 0, 0);
     job->begin = stamp();
     answer = record_answer(entry, (start ? blkrepl_backup_start : blkrepl_backup_create)(
@@ -139,31 +139,31 @@ static int query(struct backup_run *job)
     return (int)(info.state << 8 | info.flags << 4 | info.result);
 }
 
-static int verb_call(struct backup_run *job, enum verb verb, uint64_t speed)
+static int verb_call(struct backup_run *job, enum act verb, uint64_t speed)
 {
     switch (verb) {
-    case VERB_START: return blkrepl_job_start(job->job);
-    case VERB_PAUSE: return blkrepl_job_pause(job->job);
-    case VERB_RESUME: return blkrepl_job_resume(job->job);
-    case VERB_SPEED: return blkrepl_job_set_speed(job->job, speed);
-    case VERB_CANCEL: return blkrepl_job_cancel(job->job, 0);
-    case VERB_QUERY: return query(job);
-    case VERB_DROP: blkrepl_job_free(job->job); break;
+    case ACT_START: return blkrepl_job_start(job->job);
+    case ACT_PAUSE: return blkrepl_job_pause(job->job);
+    case ACT_RESUME: return blkrepl_job_resume(job->job);
+    case ACT_SPEED: return blkrepl_job_set_speed(job->job, speed);
+    case ACT_CANCEL: return blkrepl_job_cancel(job->job, 0);
+    case ACT_QUERY: return query(job);
+    case ACT_DROP: blkrepl_job_free(job->job); break;
     }
     return 0;
 }
 
-static int verb_do(struct backup_run *job, enum verb verb, uint64_t speed)
+static int verb_do(struct backup_run *job, enum act verb, uint64_t speed)
 {
-    bool first = verb == VERB_START && !job->started;
+    bool first = verb == ACT_START && !job->started;
     uint64_t before = stamp();
     struct entry *entry;
     int answer;
 
-    job->cancelled = job->cancelled || verb == VERB_CANCEL;
+    job->cancelled = job->cancelled || verb == ACT_CANCEL;
     entry = record_call(ENTRY_VERB, 0, (uint32_t)(job - world.jobs), verb, speed, 0);
     answer = record_answer(entry, verb_call(job, verb, speed));
-    MUST(answer == 0 || verb == VERB_QUERY || answer == BLKREPL_ERR_STATE ||
+    MUST(answer == 0 || verb == ACT_QUERY || answer == BLKREPL_ERR_STATE ||
              (answer == -ESHUTDOWN && atomic_load(&world.shut)),
          "verb %d answered %d", (int)verb, answer);
     if (first && answer == 0) {
@@ -171,7 +171,7 @@ static int verb_do(struct backup_run *job, enum verb verb, uint64_t speed)
         job->begun = stamp();
         job->started = true;
     }
-    job->dropped = job->dropped || verb == VERB_DROP;
+    job->dropped = job->dropped || verb == ACT_DROP;
     return answer;
 }
 
@@ -179,16 +179,16 @@ static int verb_do(struct backup_run *job, enum verb verb, uint64_t speed)
 static void drop(struct backup_run *job)
 {
     if (!atomic_load(&job->done)) {
-        verb_do(job, VERB_SPEED, 0);
-        verb_do(job, VERB_RESUME, 0);
+        verb_do(job, ACT_SPEED, 0);
+        verb_do(job, ACT_RESUME, 0);
     }
-    verb_do(job, VERB_DROP, 0);
+    verb_do(job, ACT_DROP, 0);
 }
 
 void job_verb(uint64_t *rng)
 {
-    static const uint8_t verbs[] = {VERB_START,  VERB_START, VERB_START, VERB_PAUSE, VERB_RESUME,
-                                    VERB_RESUME, VERB_SPEED, VERB_QUERY, VERB_QUERY, VERB_CANCEL};
+    static const uint8_t verbs[] = {ACT_START,  ACT_START, ACT_START, ACT_PAUSE, ACT_RESUME,
+                                    ACT_RESUME, ACT_SPEED, ACT_QUERY, ACT_QUERY, ACT_CANCEL};
     struct backup_run *job;
 
     if (pthread_mutex_trylock(&world.verbs) != 0) {
@@ -199,7 +199,7 @@ void job_verb(uint64_t *rng)
         if (dice_chance(rng, 2)) {
             drop(job);
         } else {
-            verb_do(job, (enum verb)verbs[dice_below(rng, 10)],
+            verb_do(job, (enum act)verbs[dice_below(rng, 10)],
                     dice_chance(rng, 60) ? 0 : 20000 + dice_below(rng, 5000000));
         }
     }
@@ -219,17 +219,17 @@ bool job_wind_up(void)
             continue;
         }
         if (atomic_load(&job->done)) {
-            verb_do(job, VERB_DROP, 0);
+            verb_do(job, ACT_DROP, 0);
             continue;
         }
         over = false;
-        verb_do(job, VERB_QUERY, 0);
+        verb_do(job, ACT_QUERY, 0);
         if (!job->started && !job->cancelled) {
-            verb_do(job, VERB_CANCEL, 0);
+            verb_do(job, ACT_CANCEL, 0);
         } else if (job->paused) {
-            verb_do(job, VERB_RESUME, 0);
+            verb_do(job, ACT_RESUME, 0);
         } else {
-            verb_do(job, VERB_SPEED, 0);
+            verb_do(job, ACT_SPEED, 0);
         }
     }
     pthread_mutex_unlock(&world.verbs);

@@ -78,7 +78,7 @@ void replay_differs(const struct entry *entry, const char *why)
 
 /* ---- Backups ------------------------------------------------------------------------- */
 
-static void job_release(void *user)
+static void act_release(void *user)
 {
     struct backup *b = user;
 
@@ -139,7 +139,7 @@ static void backup(const struct entry *entry)
     b->source = &sim.disks[source];
     b->target = &sim.disks[target];
     b->options.user = b;
-    b->options.release = job_release;
+    b->options.release = act_release;
     b->unsure = true; /* what the host has asked for is not followed here */
     if (!replay.exact && entry->answer != 0) {
         b->release_count = 1;
@@ -170,7 +170,7 @@ static int job_start(struct backup *b)
     return answer;
 }
 
-static int job_drop(struct backup *b)
+static int act_drop(struct backup *b)
 {
     blkrepl_job *job = b->job;
 
@@ -182,14 +182,14 @@ static int job_drop(struct backup *b)
 
 static int verb_call(struct backup *b, const struct entry *entry)
 {
-    switch ((enum verb)entry->a) {
-    case VERB_START: return job_start(b);
-    case VERB_PAUSE: return blkrepl_job_pause(b->job);
-    case VERB_RESUME: return blkrepl_job_resume(b->job);
-    case VERB_SPEED: return blkrepl_job_set_speed(b->job, entry->b);
-    case VERB_CANCEL: b->cancel_asked = true; return blkrepl_job_cancel(b->job, 0);
-    case VERB_QUERY: return query(b);
-    case VERB_DROP: return job_drop(b);
+    switch ((enum act)entry->a) {
+    case ACT_START: return job_start(b);
+    case ACT_PAUSE: return blkrepl_job_pause(b->job);
+    case ACT_RESUME: return blkrepl_job_resume(b->job);
+    case ACT_SPEED: return blkrepl_job_set_speed(b->job, entry->b);
+    case ACT_CANCEL: b->cancel_asked = true; return blkrepl_job_cancel(b->job, 0);
+    case ACT_QUERY: return query(b);
+    case ACT_DROP: return act_drop(b);
     }
     return 0;
 }
@@ -206,10 +206,10 @@ static void verb(const struct entry *entry)
     }
     EVENT("backup %n: verb %n", entry->object, entry->a);
     answer = verb_call(b, entry);
-    if (entry->a == VERB_CANCEL && answer != 0) {
+    if (entry->a == ACT_CANCEL && answer != 0) {
         b->cancel_asked = was_asked;
     }
-    EXPECT(answer == 0 || entry->a == VERB_QUERY || answer == BLKREPL_ERR_STATE ||
+    EXPECT(answer == 0 || entry->a == ACT_QUERY || answer == BLKREPL_ERR_STATE ||
                (answer == -ESHUTDOWN && sim.shutdown),
            "verb %llu answered %d", (ull)entry->a, answer);
     replay_compare(entry, answer);
@@ -348,7 +348,7 @@ static void job_finish(struct backup *b)
         return;
     }
     if (b->done || sim.shutdown) {
-        job_drop(b);
+        act_drop(b);
     } else if (!b->started) {
         b->cancel_asked = true;
         blkrepl_job_cancel(b->job, 0);

@@ -127,14 +127,14 @@ struct op {
     atomic_uint releases;
 };
 
-enum verb {
-    VERB_START,
-    VERB_PAUSE,
-    VERB_RESUME,
-    VERB_SPEED,
-    VERB_CANCEL,
-    VERB_QUERY,
-    VERB_DROP
+enum act {
+    ACT_START,
+    ACT_PAUSE,
+    ACT_RESUME,
+    ACT_SPEED,
+    ACT_CANCEL,
+    ACT_QUERY,
+    ACT_DROP
 };
 
 /* A backup; changed under world.verbs, or as the comments say. */
