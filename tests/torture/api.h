@@ -127,6 +127,30 @@ int api_bitmap_reset(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes);
 int api_bitmap_load_zeroes(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes);
 int api_bitmap_load_ones(blkrepl_bitmap *bitmap, uint64_t offset, uint64_t bytes);
 
+/* api_job.c */
+int api_job_complete(blkrepl_job *job);
+int api_job_finalize(blkrepl_job *job);
+int api_job_dismiss(blkrepl_job *job);
+int api_job_find(blkrepl_context *ctx, const char *name, blkrepl_job **out);
+int api_job_next(blkrepl_context *ctx, uint64_t after_id, blkrepl_job **out);
+int api_group_create(blkrepl_context *ctx, uint32_t flags, blkrepl_group **out);
+int api_group_add(blkrepl_group *group, blkrepl_job *job);
+int api_group_start(blkrepl_group *group);
+int api_group_cancel(blkrepl_group *group, uint32_t flags);
+void api_group_free(blkrepl_group *group);
+int api_snapshot_open(blkrepl_job *job, const blkrepl_snapshot_options *options,
+                      blkrepl_image **out);
+int api_verify_create(blkrepl_image *image, blkrepl_image *other,
+                      const blkrepl_verify_options *options, blkrepl_job **out);
+int api_verify_start(blkrepl_image *image, blkrepl_image *other,
+                     const blkrepl_verify_options *options, blkrepl_job **out);
+int api_throttle_create(blkrepl_context *ctx, const blkrepl_throttle_options *options,
+                        blkrepl_throttle **out);
+int api_throttle_set(blkrepl_throttle *throttle, const blkrepl_throttle_options *options);
+int api_throttle_query(blkrepl_throttle *throttle, blkrepl_throttle_info *info);
+void api_throttle_free(blkrepl_throttle *throttle);
+int api_image_set_throttle(blkrepl_image *image, blkrepl_throttle *throttle);
+
 /* The format that all messages and log lines have. */
 void api_check_text(const char *text, const char *where);
 

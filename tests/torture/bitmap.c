@@ -301,6 +301,11 @@ void bitmap_frozen(struct bitmap *b)
 void bitmap_abdicate(struct bitmap *b)
 {
     REQUIRE(api_bitmap_abdicate(b->handle) == 0, "abdicate fails");
+    bitmap_used_up(b);
+}
+
+void bitmap_used_up(struct bitmap *b)
+{
     b->frozen = false;
     memcpy(b->must, b->since_must, sizeof b->must);
     memcpy(b->may, b->since_may, sizeof b->may);
@@ -309,6 +314,11 @@ void bitmap_abdicate(struct bitmap *b)
 void bitmap_reclaim(struct bitmap *b)
 {
     REQUIRE(api_bitmap_reclaim(b->handle) == 0, "reclaim fails");
+    bitmap_not_used(b);
+}
+
+void bitmap_not_used(struct bitmap *b)
+{
     b->frozen = false;
     for (size_t g = 0; g < granules(b); g++) {
         b->must[g] = b->must[g] || b->since_must[g] || b->either[g];

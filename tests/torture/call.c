@@ -14,7 +14,12 @@ struct api_entry {
 #define NEWER BLKREPL_ERR_VERSION
 #define BACKUP_CODES                                                                               \
     {                                                                                              \
-        -EINVAL, -ENOSPC, -EROFS, -EBUSY, -EEXIST, -EFBIG, -ENOMEM, -ENOTSUP, -ESHUTDOWN, NEWER    \
+        -EINVAL, -ENOSPC, -EROFS, -EBUSY, -EEXIST, -EFBIG, -ENOMEM, -ENOTSUP, -ESHUTDOWN, NEWER,   \
+            STATE                                                                                  \
+    }
+#define VERIFY_CODES                                                                               \
+    {                                                                                              \
+        -EINVAL, -EBUSY, -EEXIST, -EFBIG, -ENOMEM, STATE, -ESHUTDOWN, NEWER                        \
     }
 #define WRITE_CODES                                                                                \
     {                                                                                              \
@@ -125,6 +130,30 @@ static const struct api_entry table[FUNCTION_COUNT] = {
     [JOB_RESUME] = {.name = "blkrepl_job_resume", .null_job = true, .codes = VERB_CODES},
     [JOB_SET_SPEED] = {.name = "blkrepl_job_set_speed", .null_job = true, .codes = VERB_CODES},
     [JOB_START] = {.name = "blkrepl_job_start", .null_job = true, .codes = VERB_CODES},
+    [JOB_COMPLETE] = {.name = "blkrepl_job_complete", .null_job = true, .codes = VERB_CODES},
+    [JOB_FINALIZE] = {.name = "blkrepl_job_finalize", .null_job = true, .codes = VERB_CODES},
+    [JOB_DISMISS] = {.name = "blkrepl_job_dismiss", .null_job = true, .codes = {STATE, -EINVAL}},
+    [JOB_FIND] = {.name = "blkrepl_job_find", .codes = {-ENOENT, -EINVAL}},
+    [JOB_NEXT] = {.name = "blkrepl_job_next", .codes = {-ENOENT, -EINVAL}},
+    [GROUP_CREATE] = {.name = "blkrepl_group_create",
+                      .allocates = true,
+                      .codes = {-EINVAL, -ENOMEM, -ESHUTDOWN}},
+    [GROUP_ADD] = {.name = "blkrepl_group_add", .codes = VERB_CODES},
+    [GROUP_START] = {.name = "blkrepl_group_start", .codes = {STATE, -EINVAL, -ESHUTDOWN, -EBUSY}},
+    [GROUP_CANCEL] = {.name = "blkrepl_group_cancel", .codes = {STATE, -EINVAL}},
+    [GROUP_FREE] = {.name = "blkrepl_group_free"},
+    [SNAPSHOT_OPEN] = {.name = "blkrepl_snapshot_open",
+                       .allocates = true,
+                       .codes = {-EINVAL, STATE, -ENOMEM, -ESHUTDOWN, NEWER}},
+    [THROTTLE_CREATE] = {.name = "blkrepl_throttle_create",
+                         .allocates = true,
+                         .codes = {-EINVAL, -ENOMEM, -ESHUTDOWN, NEWER}},
+    [THROTTLE_SET] = {.name = "blkrepl_throttle_set", .codes = {-EINVAL, NEWER}},
+    [THROTTLE_QUERY] = {.name = "blkrepl_throttle_query", .codes = {-EINVAL}},
+    [THROTTLE_FREE] = {.name = "blkrepl_throttle_free"},
+    [IMAGE_SET_THROTTLE] = {.name = "blkrepl_image_set_throttle", .codes = {-EINVAL, -ESHUTDOWN}},
+    [VERIFY_CREATE] = {.name = "blkrepl_verify_create", .allocates = true, .codes = VERIFY_CODES},
+    [VERIFY_START] = {.name = "blkrepl_verify_start", .allocates = true, .codes = VERIFY_CODES},
     [POLL] = {.name = "blkrepl_poll", .codes = {-EBUSY, -EDEADLK, -EINVAL}},
     [POLL_ARM] = {.name = "blkrepl_poll_arm", .codes = {-EINVAL}},
     [POLL_FD] = {.name = "blkrepl_poll_fd", .codes = {-EINVAL}},
@@ -199,8 +228,9 @@ static void message_mark(void)
 void api_check_text(const char *text, const char *where)
 {
     static const char *const words[] = {
-        "context", "image",  "backend", "backup",      "job",       "io",           "poll",
-        "lane",    "bitmap", "action",  "write_begin", "write_end", "write_cancel", "wait"};
+        "context",      "image", "backend", "backup",   "job",         "io",
+        "poll",         "lane",  "bitmap",  "action",   "write_begin", "write_end",
+        "write_cancel", "wait",  "group",   "snapshot", "verify",      "throttle"};
     size_t length = strlen(text), word = strcspn(text, " :");
     bool known = false;
 

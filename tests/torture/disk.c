@@ -285,6 +285,9 @@ static bool disk_failure_hard(const struct disk *d, uint32_t opcode, int result)
     if (opcode == BLKREPL_OP_STATUS) {
         return !d->soft_status;
     }
+    if (opcode == BLKREPL_OP_DISCARD && d->soft_discard) {
+        return false;
+    }
     if (opcode == BLKREPL_OP_READ && result == -ECANCELED) {
         return !d->soft_status;
     }

@@ -155,6 +155,16 @@ size_t failure_unclaimed(const struct failure **first)
     return count;
 }
 
+void failure_forgive(uint32_t media, uint32_t opcodes, uint64_t offset, uint64_t end)
+{
+    pthread_mutex_lock(&failures_lock);
+    for (size_t i = 0; i < failures_count; i++) {
+        failures[i].claimed = failures[i].claimed || (failure_is_of(&failures[i], media, opcodes) &&
+                                                      failure_touches(&failures[i], offset, end));
+    }
+    pthread_mutex_unlock(&failures_lock);
+}
+
 void failure_forgive_of(int medium, uint32_t opcode)
 {
     pthread_mutex_lock(&failures_lock);

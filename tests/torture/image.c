@@ -103,6 +103,17 @@ static void image_release(void *user)
     image->released++;
 }
 
+static int image_try_snapshot(struct image *image, const blkrepl_image_options *o)
+{
+    blkrepl_snapshot_options s = {.struct_size = sizeof s,
+                                  .queue_depth = 4,
+                                  .name = o->name,
+                                  .user = o->user,
+                                  .release = o->release};
+
+    return api_snapshot_open(image->under->handle, &s, &image->handle);
+}
+
 static int image_try(struct image *image, const blkrepl_image_options *o,
                      const blkrepl_file_options *file)
 {
@@ -114,6 +125,7 @@ static int image_try(struct image *image, const blkrepl_image_options *o,
                               image->disk, o, &image->handle);
     case IMAGE_MEMORY: return api_image_open_memory(w->ctx, image->model.bytes, o, &image->handle);
     case IMAGE_FILE: return api_image_open_file(w->ctx, image->path, file, o, &image->handle);
+    case IMAGE_SNAPSHOT: return image_try_snapshot(image, o);
     }
     return 0;
 }
@@ -142,7 +154,7 @@ static bool image_open_with(struct image *image, const blkrepl_image_options *op
         if (image_try(image, &o, file) == 0) {
             image->opened = true;
             image->read_only =
-                (o.flags & BLKREPL_IMAGE_READ_ONLY) != 0 ||
+                image->kind == IMAGE_SNAPSHOT || (o.flags & BLKREPL_IMAGE_READ_ONLY) != 0 ||
                 (image->world->disks[image->medium].info.flags & BLKREPL_BACKEND_READ_ONLY) != 0;
             image->disk = image->kind == IMAGE_DISK ? &image->world->disks[image->medium] : NULL;
             if (image->disk) {
@@ -178,6 +190,53 @@ bool image_pair(struct world *w, const blkrepl_backend_info *source_info,
     *target = image_disk(w, target_info, FILL_DATA);
     return (w->ctx || world_open(w, NULL)) && image_open(*source, NULL) &&
            image_open(*target, NULL);
+}
+
+/* ---- Snapshots ------------------------------------------------------------------------------ */
+
+struct image *image_snapshot(struct job *job)
+{
+    struct world *w = job->world;
+    struct image *image = image_new(w, IMAGE_SNAPSHOT, image_bytes(job->source), FILL_DATA);
+
+    image->under = job;
+    image->unmodelled = true; /* it is compared with the start of the job */
+    w->disks[job->target->medium].soft_discard = true;
+    w->disks[job->target->medium].soft_status = true;
+    return image_open(image, NULL) ? image : NULL;
+}
+
+/* What a job tells of its end, however it came. */
+static bool image_snapshot_over(const struct image *image, int code)
+{
+    const struct job *job = image->under;
+    blkrepl_job_info info = {.state = BLKREPL_JOB_CONCLUDED, .error = code};
+
+    if (job->handle) {
+        info = job_info(job);
+    }
+    if (code == -ESHUTDOWN && (job->completed || job->cancelled || !job->handle)) {
+        return true;
+    }
+    if (info.state == BLKREPL_JOB_CONCLUDED) {
+        return code == info.error;
+    }
+    return info.error_count > 0 && failure_claim(UINT32_MAX, ANY_OPCODE, 0, 0, code);
+}
+
+bool image_snapshot_failure(const struct image *image, uint64_t offset, uint64_t end, int code)
+{
+    const struct job *job = image->under;
+    uint32_t media = BIT(job->source->medium) | BIT(job->target->medium);
+    uint32_t opcodes = BIT(BLKREPL_OP_READ) | BIT(BLKREPL_OP_STATUS);
+    uint64_t first = offset / CLUSTER * CLUSTER, last = (end + CLUSTER - 1) / CLUSTER * CLUSTER;
+
+    if (image_snapshot_over(image, code)) {
+        failure_forgive(media, opcodes, first, last);
+        return true;
+    }
+    return failure_claim(media, opcodes, first, last, code) ||
+           (code == -EACCES && image->forgotten);
 }
 
 void image_close(struct image *image)
@@ -227,6 +286,7 @@ void image_fetch(struct image *image, uint8_t *out)
         break;
     case IMAGE_MEMORY: image_fetch_memory(image, out); break;
     case IMAGE_FILE: image_fetch_file(image, out); break;
+    case IMAGE_SNAPSHOT: memcpy(out, image->under->start, (size_t)image->model.bytes); break;
     }
 }
 

@@ -11,22 +11,40 @@ static void job_released(void *user)
     job->released++;
 }
 
-static uint32_t side_opcodes(uint32_t side)
+static uint32_t side_opcodes(const struct job *job, uint32_t side)
 {
-    return side == BLKREPL_SIDE_SOURCE ? BIT(BLKREPL_OP_READ) | 1
-                                       : BIT(BLKREPL_OP_WRITE) | BIT(BLKREPL_OP_ZEROES) | 1;
+    uint32_t read = BIT(BLKREPL_OP_READ) | 1;
+    uint32_t write = BIT(BLKREPL_OP_WRITE) | BIT(BLKREPL_OP_ZEROES) | 1;
+
+    if (side == BLKREPL_SIDE_SOURCE || job->verify) {
+        return read;
+    }
+    return side == BLKREPL_SIDE_SPILL ? read | write : write;
+}
+
+static const struct image *side_image(const struct job *job, uint32_t side)
+{
+    switch (side) {
+    case BLKREPL_SIDE_SOURCE: return job->source;
+    case BLKREPL_SIDE_TARGET: return job->target;
+    case BLKREPL_SIDE_SPILL: return job->spill;
+    default: return NULL;
+    }
 }
 
 /* An error as a job tells it: of an injected failure, or of a timeout. */
 static bool job_error_true(const struct job *job, uint32_t side, uint64_t offset, uint64_t bytes,
                            int code)
 {
-    const struct image *image = side == BLKREPL_SIDE_SOURCE ? job->source : job->target;
+    const struct image *image = side_image(job, side);
 
-    if (side != BLKREPL_SIDE_SOURCE && side != BLKREPL_SIDE_TARGET) {
+    if (!image) {
         return false;
     }
-    if (failure_claim_exact(image->medium, side_opcodes(side), offset, bytes, code)) {
+    if (image->kind == IMAGE_SNAPSHOT) {
+        return image_snapshot_failure(image, offset, offset + bytes, code);
+    }
+    if (failure_claim_exact(image->medium, side_opcodes(job, side), offset, bytes, code)) {
         return true;
     }
     if (side == BLKREPL_SIDE_TARGET && offset == 0 && bytes == image_bytes(job->source) &&
@@ -40,15 +58,17 @@ static bool job_error_true(const struct job *job, uint32_t side, uint64_t offset
 
 /* ---- Making and starting ------------------------------------------------------------------ */
 
-static blkrepl_backup_options job_options(struct job *job, const blkrepl_backup_options *options)
+static blkrepl_backup_options job_options(struct job *job, const struct image *target,
+                                          const blkrepl_backup_options *options)
 {
+    uint64_t whole = target->disk ? target->disk->info.cluster_bytes : 0;
     blkrepl_backup_options o = {.struct_size = sizeof o};
 
     if (options) {
         o = *options;
         o.struct_size = sizeof o;
     }
-    o.cluster_bytes = o.cluster_bytes ? o.cluster_bytes : CLUSTER;
+    o.cluster_bytes = o.cluster_bytes ? o.cluster_bytes : whole > CLUSTER ? whole : CLUSTER;
     o.chunk_bytes_max = o.chunk_bytes_max ? o.chunk_bytes_max : 2 * CLUSTER;
     o.reserve_bytes = o.reserve_bytes ? o.reserve_bytes : 4 * CLUSTER;
     o.workers_max = o.workers_max ? o.workers_max : 2;
@@ -58,7 +78,7 @@ static blkrepl_backup_options job_options(struct job *job, const blkrepl_backup_
 }
 
 /* The point in time is inside the call that follows. */
-static void job_take_start(struct job *job)
+void job_take_start(struct job *job)
 {
     struct model *m = &job->source->model;
 
@@ -83,6 +103,11 @@ static void job_made(struct job *job, const blkrepl_backup_options *o)
     if (source->disk) {
         source->disk->soft_status = true;
     }
+    job->none = o->sync == BLKREPL_SYNC_NONE;
+    if (job->spill) {
+        job->spill->unmodelled = true;
+        job->spill->disk->soft_discard = true;
+    }
     if (o->on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS) {
         source->policy_media |= BIT(source->medium) | BIT(job->target->medium);
         source->policy_unit =
@@ -94,6 +119,17 @@ static void job_made(struct job *job, const blkrepl_backup_options *o)
             info.error);
 }
 
+/* The image whose handle the options name. */
+static struct image *job_spill(struct world *w, const blkrepl_backup_options *options)
+{
+    struct image *found = NULL;
+
+    for (unsigned i = 0; i < w->image_count && options && options->spill; i++) {
+        found = w->images[i].handle == options->spill ? &w->images[i] : found;
+    }
+    return found;
+}
+
 static struct job *job_make(struct image *source, struct image *target,
                             const blkrepl_backup_options *options, bool start)
 {
@@ -101,8 +137,9 @@ static struct job *job_make(struct image *source, struct image *target,
 
     REQUIRE(w->job_count < JOBS_MAX, "scenario: too many jobs");
     struct job *job = &w->jobs[w->job_count];
-    blkrepl_backup_options o = job_options(job, options);
-    *job = (struct job){.world = w, .source = source, .target = target};
+    blkrepl_backup_options o = job_options(job, target, options);
+    *job = (struct job){
+        .world = w, .source = source, .target = target, .spill = job_spill(w, options)};
     for (int attempt = 0; attempt < 2; attempt++) {
         job->released = 0;
         if (start) {
@@ -145,6 +182,36 @@ bool job_start(struct job *job)
     return true;
 }
 
+void job_was_started(struct job *job)
+{
+    job->started = true;
+}
+
+struct job *job_verify(struct image *image, struct image *other,
+                       const blkrepl_verify_options *options)
+{
+    struct world *w = image->world;
+    blkrepl_verify_options o = options ? *options : (blkrepl_verify_options){.flags = 0};
+
+    REQUIRE(w->job_count < JOBS_MAX, "scenario: too many jobs");
+    struct job *job = &w->jobs[w->job_count];
+    *job = (struct job){.world = w, .source = image, .target = other, .verify = true};
+    o.struct_size = sizeof o;
+    o.user = job;
+    o.release = job_released;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        job->released = 0;
+        if (api_verify_create(image->handle, other->handle, &o, &job->handle) == 0) {
+            w->job_count++;
+            job->id = job_info(job).id;
+            w->disks[image->medium].soft_status = w->disks[other->medium].soft_status = true;
+            return job;
+        }
+        REQUIRE(job->released == 1, "create failed and released `user` %u times", job->released);
+    }
+    return NULL;
+}
+
 /* ---- Verbs ---------------------------------------------------------------------------------- */
 
 blkrepl_job_info job_info(const struct job *job)
@@ -181,7 +248,7 @@ void job_pause(struct job *job)
 
 void job_resume(struct job *job)
 {
-    job_expect(job, BLKREPL_JOB_FLAG_PAUSED, 0);
+    job_expect(job, BLKREPL_JOB_FLAG_PAUSED | BLKREPL_JOB_FLAG_ERROR_PAUSED, 0);
     api_job_resume(job->handle);
 }
 
@@ -197,6 +264,40 @@ void job_cancel(struct job *job)
     if (api_job_cancel(job->handle, 0) == 0) {
         job->cancelled = true;
     }
+}
+
+void job_complete(struct job *job)
+{
+    blkrepl_job_info info = job_info(job);
+    uint32_t not =
+        BLKREPL_JOB_FLAG_PAUSED | BLKREPL_JOB_FLAG_ERROR_PAUSED | BLKREPL_JOB_FLAG_COMPLETING;
+    bool winding_up = (info.flags & BLKREPL_JOB_FLAG_CANCELLING) != 0;
+
+    if (info.state != BLKREPL_JOB_READY || (!winding_up && (info.flags & not ) != 0)) {
+        api_must(BLKREPL_ERR_STATE);
+    }
+    job->completed = true; /* what reads may be told so inside the call */
+    job->completed = api_job_complete(job->handle) == 0;
+}
+
+void job_finalize(struct job *job)
+{
+    if ((job_info(job).flags & BLKREPL_JOB_FLAG_FINALIZABLE) == 0) {
+        api_must(BLKREPL_ERR_STATE);
+    }
+    api_job_finalize(job->handle);
+}
+
+void job_insist(struct job *job)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        world_settle(job->world);
+        if ((job_info(job).flags & BLKREPL_JOB_FLAG_ERROR_PAUSED) == 0) {
+            return;
+        }
+        job_resume(job);
+    }
+    world_settle(job->world);
 }
 
 void job_free(struct job *job)
@@ -272,7 +373,9 @@ static void job_check_message(const struct job *job, const blkrepl_job_info *inf
     }
     api_check_text(info->message, "job message");
     snprintf(head, sizeof head, "job \"%s\": %s ", info->name,
-             info->error_side == BLKREPL_SIDE_SOURCE ? "source" : "target");
+             info->error_side == BLKREPL_SIDE_SOURCE   ? "source"
+             : info->error_side == BLKREPL_SIDE_TARGET ? "target"
+                                                       : "spill");
     snprintf(tail, sizeof tail, " at %llu+%llu: %s", (unsigned long long)info->error_offset,
              (unsigned long long)info->error_bytes, code ? api_error_text(code) : "");
     tail_length = code ? strlen(tail) : 0;
@@ -280,6 +383,22 @@ static void job_check_message(const struct job *job, const blkrepl_job_info *inf
                 strcmp(info->message + length - tail_length, code ? tail : "") == 0,
             "the message is \"%s\", not \"%s... %s\"", info->message, head, tail);
     (void)job;
+}
+
+/* Whether another one of its group has failed, or was cancelled. */
+static bool job_group_ended(const struct job *job)
+{
+    const struct world *w = job->world;
+    bool found = false;
+
+    for (unsigned i = 0; i < w->job_count && job->group; i++) {
+        const struct job *other = &w->jobs[i];
+
+        found = found || (other != job && other->group == job->group &&
+                          (!other->handle || other->cancelled ||
+                           job_info(other).result == BLKREPL_RESULT_FAILED));
+    }
+    return found;
 }
 
 static void job_check_result(const struct job *job, const blkrepl_job_info *info)
@@ -291,6 +410,9 @@ static void job_check_result(const struct job *job, const blkrepl_job_info *info
                 "%llu of %llu bytes",
                 info->error, (unsigned long long)info->bytes_done,
                 (unsigned long long)info->bytes_total);
+        if (job->verify || job->none) {
+            break;
+        }
         REQUIRE(!image_volatile(job->target) ||
                     durable_range(job->target->medium, 0, image_bytes(job->source)),
                 "a backup is done, and the target is not durable");
@@ -304,7 +426,7 @@ static void job_check_result(const struct job *job, const blkrepl_job_info *info
         job_check_message(job, info, info->error);
         break;
     case BLKREPL_RESULT_CANCELLED:
-        REQUIRE(job->cancelled && info->error == -ECANCELED,
+        REQUIRE((job->cancelled || job_group_ended(job)) && info->error == -ECANCELED,
                 "cancelled by nobody, or with error %d", info->error);
         break;
     default: torture_fail("concluded with result %u", info->result);
@@ -342,6 +464,9 @@ void job_check(struct job *job)
         /* A flush whose end nobody waited for tells nothing of the copy. */
         failure_forgive_of(job->target->medium, BLKREPL_OP_FLUSH);
     }
+    REQUIRE(info.error_count == info.source_errors + info.target_errors + info.spill_errors,
+            "%llu failures are not the sum of those of the sides",
+            (unsigned long long)info.error_count);
     job->world->job_errors += info.error_count;
     job->checked = true;
 }

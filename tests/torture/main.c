@@ -10,6 +10,7 @@
 #endif
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -21,6 +22,8 @@
 #define FAILURES_MAX 3
 /* Runs with threads have more calls now and then. */
 #define THREADS_MORE 40
+/* Processes that share the scenarios. */
+#define WORKERS_MAX 16
 
 /* What the processes share. */
 struct report {
@@ -30,6 +33,14 @@ struct report {
     uint64_t covered[128];
     uint64_t run; /* number of the present one within its scenario */
     char repeat[160];
+    unsigned scenarios;
+};
+
+/* What all of them share. */
+struct shared {
+    atomic_uint next; /* scenario to be taken */
+    atomic_bool failed;
+    struct report reports[WORKERS_MAX];
 };
 
 struct arguments {
@@ -38,11 +49,13 @@ struct arguments {
     const char *fault;
     const char *order;
     uint64_t stride;
+    unsigned workers; /* 0: one for each processor */
     bool list;
     bool stop; /* at the first scenario that fails */
 };
 
-static struct report *report;
+static struct shared *shared;
+static struct report *report; /* this process's */
 static struct arguments arguments = {.stride = 1};
 static char folder[128];
 static const char *const order_names[ORDER_COUNT] = {"inline", "fifo", "lifo"};
@@ -269,23 +282,52 @@ static int repeat_one(void)
     return 0;
 }
 
-static bool scenarios_run(unsigned *count)
+/* Whether it is asked for, and nobody else has it. */
+static bool scenario_is_mine(const struct scenario *s, unsigned number, unsigned *mine)
 {
+    if (arguments.scenario && strcmp(arguments.scenario, s->name) != 0) {
+        return false;
+    }
+    if (arguments.scenario) {
+        return true;
+    }
+    if (number > *mine) {
+        *mine = atomic_fetch_add(&shared->next, 1);
+    }
+    return number == *mine;
+}
+
+/* This process's share of them. */
+static bool scenarios_run(void)
+{
+    unsigned number = 1, mine = 0;
     bool good = true;
 
     for (const struct scenario *const *group = scenario_groups; *group; group++) {
-        for (const struct scenario *s = *group; s->name; s++) {
-            if (arguments.list) {
-                printf("%s\n", s->name);
-            } else if (!good && arguments.stop) {
+        for (const struct scenario *s = *group; s->name; s++, number++) {
+            if (!scenario_is_mine(s, number, &mine)) {
+                continue;
+            }
+            if (arguments.stop && atomic_load(&shared->failed)) {
                 return false;
-            } else if (!arguments.scenario || strcmp(arguments.scenario, s->name) == 0) {
-                good = scenario_run(s) && good;
-                ++*count;
+            }
+            report->scenarios++;
+            if (!scenario_run(s)) {
+                good = false;
+                atomic_store(&shared->failed, true);
             }
         }
     }
     return good;
+}
+
+static void scenarios_list(void)
+{
+    for (const struct scenario *const *group = scenario_groups; *group; group++) {
+        for (const struct scenario *s = *group; s->name; s++) {
+            printf("%s\n", s->name);
+        }
+    }
 }
 
 /* Every name in the file of exports was called, and is known here. */
@@ -323,9 +365,10 @@ static bool exports_covered(unsigned *covered)
 
 static void usage(void)
 {
-    fprintf(stderr, "blkrepl-torture [--exports FILE] [--stride K] [--stop] [--list]\n"
-                    "blkrepl-torture --scenario NAME [--order inline|fifo|lifo]\n"
-                    "                [--fail alloc|disk|sys:N:once|on[:CODE]]\n");
+    fprintf(stderr,
+            "blkrepl-torture [--exports FILE] [--stride K] [--workers N] [--stop] [--list]\n"
+            "blkrepl-torture --scenario NAME [--order inline|fifo|lifo]\n"
+            "                [--fail alloc|disk|sys:N:once|on[:CODE]]\n");
     exit(2);
 }
 
@@ -351,6 +394,8 @@ static void parse(int argc, char **argv)
             arguments.fault = value;
         } else if (strcmp(argv[i - 1], "--order") == 0) {
             arguments.order = value;
+        } else if (strcmp(argv[i - 1], "--workers") == 0) {
+            arguments.workers = (unsigned)strtoul(value, NULL, 10);
         } else if (strcmp(argv[i - 1], "--stride") == 0 && strtoull(value, NULL, 10) > 0) {
             arguments.stride = strtoull(value, NULL, 10);
         } else {
@@ -389,21 +434,78 @@ static double seconds_now(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+/* Each in a folder of its own. */
+static pid_t worker_start(unsigned worker)
+{
+    bool good;
+    pid_t pid;
+
+    fflush(NULL);
+    pid = fork();
+    if (pid != 0) {
+        return pid;
+    }
+    report = &shared->reports[worker];
+    if (!folder_make()) {
+        fprintf(stderr, "FAIL no folder for files\n");
+        _exit(1);
+    }
+    good = scenarios_run();
+    folder_remove();
+    fflush(NULL);
+    _exit(good ? 0 : 1);
+}
+
+static void report_add(const struct report *other)
+{
+    report->runs += other->runs;
+    report->scenarios += other->scenarios;
+    for (int i = 0; i < FAULT_DOMAINS; i++) {
+        report->failed[i] += other->failed[i];
+        report->counted[i] += other->counted[i];
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(report->covered); i++) {
+        report->covered[i] += other->covered[i];
+    }
+}
+
+static bool workers_run(void)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned count = arguments.workers ? arguments.workers
+                     : processors > 0  ? (unsigned)processors
+                                       : 1;
+    pid_t pids[WORKERS_MAX];
+    bool good = true;
+
+    count = arguments.scenario ? 1 : count < WORKERS_MAX ? count : WORKERS_MAX;
+    atomic_store(&shared->next, 1);
+    for (unsigned i = 0; i < count; i++) {
+        pids[i] = worker_start(i);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        int status = 1;
+
+        good = pids[i] > 0 && waitpid(pids[i], &status, 0) == pids[i] && status == 0 && good;
+    }
+    for (unsigned i = 1; i < count; i++) {
+        report_add(&shared->reports[i]);
+    }
+    return good;
+}
+
 static int run_all(void)
 {
     double begin = seconds_now();
-    unsigned scenarios = 0, covered = 0;
-    bool good = scenarios_run(&scenarios);
+    unsigned covered = 0;
+    bool good = workers_run();
 
-    if (arguments.list) {
-        return 0;
-    }
-    if (scenarios == 0) {
+    if (report->scenarios == 0) {
         scenario_find(arguments.scenario);
     }
     good = exports_covered(&covered) && good;
-    printf("scenarios=%u functions=%u/%u runs=%llu seconds=%.1f\n", scenarios, covered, api_count(),
-           (unsigned long long)report->runs, seconds_now() - begin);
+    printf("scenarios=%u functions=%u/%u runs=%llu seconds=%.1f\n", report->scenarios, covered,
+           api_count(), (unsigned long long)report->runs, seconds_now() - begin);
     for (int i = FAULT_ALLOC; i < FAULT_DOMAINS; i++) {
         printf("%s: %llu calls in the clean runs, %llu failed\n", domain_names[i],
                (unsigned long long)report->counted[i], (unsigned long long)report->failed[i]);
@@ -412,21 +514,36 @@ static int run_all(void)
     return good ? 0 : 1;
 }
 
-int main(int argc, char **argv)
+/* In this process, with a folder. */
+static int run_repeat(void)
 {
     int rc;
 
+    if (!folder_make()) {
+        fprintf(stderr, "FAIL no folder for files\n");
+        return 1;
+    }
+    rc = repeat_one();
+    folder_remove();
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
     parse(argc, argv);
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 64 << 20); /* else half of the time goes into page faults */
     mallopt(M_TRIM_THRESHOLD, 256 << 20);
 #endif
-    report = mmap(NULL, sizeof *report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (report == MAP_FAILED || !folder_make()) {
-        fprintf(stderr, "FAIL no memory, or no folder for files\n");
+    if (arguments.list) {
+        scenarios_list();
+        return 0;
+    }
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) {
+        fprintf(stderr, "FAIL no memory\n");
         return 1;
     }
-    rc = arguments.fault ? repeat_one() : run_all();
-    folder_remove();
-    return rc;
+    report = &shared->reports[0];
+    return arguments.fault ? run_repeat() : run_all();
 }

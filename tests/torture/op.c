@@ -16,7 +16,7 @@ static bool op_has_effect(const struct op *op)
 {
     const struct disk *d = &op->world->disks[op->image->medium];
 
-    return op_changes(op) &&
+    return op_changes(op) && op->image->kind != IMAGE_SNAPSHOT &&
            (op->opcode != BLKREPL_OP_DISCARD || op->image->kind != IMAGE_DISK ||
             op->bracket != BRACKET_NONE || (d->info.opcodes & BIT(BLKREPL_OP_DISCARD)) != 0);
 }
@@ -118,9 +118,32 @@ static void op_untag(struct op *op, void (*how)(struct model *m, unsigned tag))
     }
 }
 
+/* As it was at the start of the job, but for writes that were under way then. */
+static void op_check_snapshot(const struct op *op)
+{
+    const struct job *job = op->image->under;
+    const struct model *m = &job->source->model;
+
+    for (uint64_t i = 0; i < op->bytes && op->iov_count == 1; i++) {
+        const uint8_t *data = op->iov[0].base;
+        uint64_t at = op->offset + i;
+        bool good = data[i] == job->start[at];
+
+        for (unsigned tag = 0; !good && tag < m->tags; tag++) {
+            good = (job->pending >> tag & 1) != 0 && at >= m->start[tag] && at < m->end[tag];
+        }
+        REQUIRE(good, "a snapshot shows 0x%02x in byte %llu, not 0x%02x", data[i],
+                (unsigned long long)at, job->start[at]);
+    }
+}
+
 static void op_check_read(const struct op *op)
 {
     uint64_t at = 0;
+
+    if (op->image->kind == IMAGE_SNAPSHOT) {
+        op_check_snapshot(op);
+    }
 
     for (uint32_t i = 0; i < op->iov_count && !op->image->unmodelled; i++) {
         model_check(&op->image->model, op->offset + at, op->iov[i].base, op->iov[i].len,
@@ -219,6 +242,9 @@ static bool op_result_fits(const struct op *op)
     }
     if (op->bracket != BRACKET_NONE) {
         return (code == -ECANCELED && op->cancel_sent) || op_policy_failure(op, code);
+    }
+    if (op->image->kind == IMAGE_SNAPSHOT) {
+        return image_snapshot_failure(op->image, op->offset, op->offset + op->bytes, code);
     }
     if (op_own_failure(op, code) || op_policy_failure(op, code)) {
         return true;

@@ -298,9 +298,15 @@ static void refused(struct image *source, struct image *target, blkrepl_backup_o
 static void refuse_options(struct image *source, struct image *target)
 {
     static const blkrepl_backup_options bad[] = {
-        {.flags = 4},
+        {.flags = 16},
         {.reserved0 = 1},
         {.sync = 2},
+        {.sync = 5},
+        {.bitmap_mode = BLKREPL_BITMAP_NEVER},
+        {.job_flags = 4},
+        {.on_source_error = 5},
+        {.on_target_error = 5},
+        {.spill_bytes_max = CLUSTER},
         {.on_cbw_error = 3},
         {.cluster_bytes = 5000},
         {.cluster_bytes = 2048},

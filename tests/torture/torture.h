@@ -126,6 +126,8 @@ bool failure_claim_exact(int medium, uint32_t opcodes, uint64_t offset, uint64_t
 /* How many there are of these; nothing is claimed. */
 size_t failure_count(uint32_t media, uint32_t opcodes, uint64_t offset, uint64_t end);
 size_t failure_unclaimed(const struct failure **first);
+/* Nobody has to be told of these: who waited for them was told something else. */
+void failure_forgive(uint32_t media, uint32_t opcodes, uint64_t offset, uint64_t end);
 /* Nobody has to be told of those of this medium and opcode. */
 void failure_forgive_of(int medium, uint32_t opcode);
 #define ANY_OPCODE UINT32_MAX
@@ -224,7 +226,8 @@ struct disk {
     /* Watched. */
     struct world *world;
     int medium;
-    bool soft_status; /* a job asks it, and takes no offence */
+    bool soft_status;  /* a job asks it, and takes no offence */
+    bool soft_discard; /* the same */
     uint8_t *data;
     struct disk_held queue[DISK_QUEUE_MAX];
     size_t queue_count;
@@ -295,7 +298,8 @@ void sys_elsewhere(void *(*run)(void *arg), void *arg);
 enum image_kind {
     IMAGE_DISK,
     IMAGE_MEMORY,
-    IMAGE_FILE
+    IMAGE_FILE,
+    IMAGE_SNAPSHOT
 };
 
 struct image {
@@ -314,6 +318,8 @@ struct image {
     uint32_t policy_media;
     uint64_t policy_unit;
     bool timeouts;
+    struct job *under; /* of IMAGE_SNAPSHOT */
+    bool forgotten;    /* parts of it were discarded */
 };
 
 enum bracket_state {
@@ -364,6 +370,11 @@ struct job {
     blkrepl_job *handle;
     struct image *source;
     struct image *target;
+    struct image *spill;
+    bool verify;    /* it compares: both are read */
+    bool none;      /* it copies nothing by itself */
+    bool completed; /* and was told to complete */
+    unsigned group; /* with grouped completion; 0: of none */
     bool started;
     bool cancelled; /* by the scenario, or by closing the context */
     bool timeouts;
@@ -471,6 +482,10 @@ bool image_open_file(struct image *image, const blkrepl_file_options *file);
 bool image_pair(struct world *w, const blkrepl_backend_info *source_info,
                 const blkrepl_backend_info *target_info, struct image **source,
                 struct image **target);
+/* Of a job that is READY. */
+struct image *image_snapshot(struct job *job);
+/* Whether a request to a snapshot's range may have ended with this code. */
+bool image_snapshot_failure(const struct image *image, uint64_t offset, uint64_t end, int code);
 void image_close(struct image *image);
 void image_fetch(struct image *image, uint8_t *out);
 void image_check(struct image *image);
@@ -523,6 +538,8 @@ void bitmap_reset(struct bitmap *b, uint64_t offset, uint64_t bytes);
 void bitmap_merge(struct bitmap *b, const struct bitmap *other);
 /* Only to its model: the scenario has done it. */
 void bitmap_frozen(struct bitmap *b);
+void bitmap_used_up(struct bitmap *b);
+void bitmap_not_used(struct bitmap *b);
 void bitmap_cleared(struct bitmap *b);
 void bitmap_recorded(struct bitmap *b, bool recording);
 void bitmap_merged(struct bitmap *b, const struct bitmap *other);
@@ -543,7 +560,17 @@ void job_pause(struct job *job);
 void job_resume(struct job *job);
 void job_set_speed(struct job *job, uint64_t speed_bytes_per_sec);
 void job_cancel(struct job *job);
+void job_complete(struct job *job);
+void job_finalize(struct job *job);
 void job_free(struct job *job);
+/* The point in time: for who starts it by other means. */
+void job_take_start(struct job *job);
+void job_was_started(struct job *job);
+/* Compare: verify has `options` or NULL. */
+struct job *job_verify(struct image *image, struct image *other,
+                       const blkrepl_verify_options *options);
+/* Resume it as often as an error pauses it, as long as errors are due. */
+void job_insist(struct job *job);
 blkrepl_job_info job_info(const struct job *job);
 bool job_concluded(const struct job *job);
 /* What a concluded job says is true. */
