@@ -35,6 +35,9 @@ static void check_flags(const struct disk *disk, const blkrepl_io *io)
     if (io->opcode == BLKREPL_OP_WRITE || io->opcode == BLKREPL_OP_ZEROES) {
         allowed |= (disk->info.flags & BLKREPL_BACKEND_FUA) != 0 ? BLKREPL_IO_FUA : 0;
     }
+    if (io->opcode == BLKREPL_OP_WRITE) {
+        allowed |= (disk->info.flags & BLKREPL_BACKEND_COMPRESS) != 0 ? BLKREPL_IO_COMPRESS : 0;
+    }
     if (io->opcode == BLKREPL_OP_ZEROES) {
         allowed |= BLKREPL_IO_MAY_UNMAP | BLKREPL_IO_NO_FALLBACK;
     }
@@ -64,6 +67,19 @@ static void check_range(const struct disk *disk, const blkrepl_io *io)
     }
     EXPECT(limit == 0 || io->bytes <= limit, "opcode %u: at most %llu bytes, got %llu",
            (unsigned)io->opcode, (ull)limit, (ull)io->bytes);
+}
+
+/* One cluster, or the last one. */
+static void check_compressed(const struct disk *disk, const blkrepl_io *io)
+{
+    uint64_t cluster = disk->info.cluster_bytes;
+
+    EXPECT((io->flags & BLKREPL_IO_COMPRESS) == 0 || cluster == 0 ||
+               (io->offset % cluster == 0 &&
+                (io->bytes == cluster ||
+                 (io->bytes < cluster && io->offset + io->bytes == disk->info.bytes))),
+           "one cluster of %llu to be compressed, got %llu+%llu", (ull)cluster, (ull)io->offset,
+           (ull)io->bytes);
 }
 
 static void touch(const blkrepl_iovec *iov, bool writing)
@@ -157,6 +173,7 @@ static void disk_take(struct disk *disk, blkrepl_io *io)
            "no write to a read-only disk");
     check_flags(disk, io);
     check_range(disk, io);
+    check_compressed(disk, io);
     check_iov(disk, io);
     check_in_flight(disk, io);
     watch_background(disk, io);

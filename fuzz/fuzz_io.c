@@ -185,6 +185,28 @@ static void context_open(void)
     EXPECT(rc == 0, "a context, got %d \"%s\"", rc, blkrepl_error_message());
 }
 
+/* Limits that are felt: some requests wait, and the clock goes on only in act_query(). */
+static blkrepl_throttle_options draw_limits(void)
+{
+    blkrepl_throttle_options o = {.struct_size = sizeof o};
+
+    o.bytes_per_sec = take_chance(70) ? 1u + take_u16() : 0;
+    o.ops_per_sec = take_chance(40) ? 1u + take_below(100) : 0;
+    o.burst_bytes = take_chance(40) ? take_u16() : 0;
+    return o;
+}
+
+static void throttle_draw(void)
+{
+    blkrepl_throttle_options o;
+
+    if (take_chance(20)) {
+        o = draw_limits();
+        EXPECT(blkrepl_throttle_create(io.ctx, &o, &io.throttle) == 0, "a throttle");
+        EXPECT(blkrepl_image_set_throttle(io.image, io.throttle) == 0, "an image to take it");
+    }
+}
+
 static void io_open(void)
 {
     int rc;
@@ -202,6 +224,7 @@ static void io_open(void)
     model_init();
     rc = blkrepl_image_open(io.ctx, &disk_ops, &io.disk, NULL, &io.image);
     EXPECT(rc == 0, "an image, got %d \"%s\"", rc, blkrepl_error_message());
+    throttle_draw();
 }
 
 /* ---- Acts -------------------------------------------------------------------- */
@@ -240,12 +263,35 @@ static void act_query(void)
 
     rc = blkrepl_poll_arm(io.ctx, 0, &deadline);
     EXPECT(rc == 0 || rc == 1, "poll_arm: 0 or 1, got %d", rc);
-    EXPECT(rc == 1 || deadline == BLKREPL_FOREVER, "no deadline without a job");
+    EXPECT(rc == 1 || deadline == BLKREPL_FOREVER || io.throttle != NULL,
+           "no deadline without a job or a throttle");
+    if (rc == 0 && deadline != BLKREPL_FOREVER && deadline > clock_now) {
+        clock_now = take_chance(50) ? deadline : clock_now + (deadline - clock_now) / 2;
+    }
     if (io.image != NULL) {
         rc = blkrepl_image_query(io.image, &info);
         EXPECT(rc == 0 && info.bytes == io.disk.info.bytes, "a query, got %d", rc);
         EXPECT(info.requests_in_flight <= most, "at most %u requests in flight, got %u",
                (unsigned)most, (unsigned)info.requests_in_flight);
+    }
+}
+
+/* Change the limits, or take the throttle away: who waits then passes. */
+static void act_throttle(void)
+{
+    blkrepl_throttle_options o;
+
+    if (io.throttle == NULL || io.image == NULL || io.shut) {
+        return;
+    }
+    o = draw_limits();
+    if (take_chance(60)) {
+        EXPECT(blkrepl_throttle_set(io.throttle, &o) == 0, "other limits");
+    } else {
+        bool on = take_chance(50);
+
+        EXPECT(blkrepl_image_set_throttle(io.image, on ? io.throttle : NULL) == 0,
+               "the throttle to be %s", on ? "given" : "taken away");
     }
 }
 
@@ -291,7 +337,10 @@ void io_act(void)
     case 14:
     case 15: act_poll(); break;
     case 16: guest_garbage(); break;
-    case 17: act_query(); break;
+    case 17:
+        act_query();
+        act_throttle();
+        break;
     case 18: act_shut(); break;
     default:
         if (io.image != NULL && take_chance(10)) {
@@ -314,17 +363,32 @@ void io_nested(void)
 
 /* ---- To the end -------------------------------------------------------------- */
 
+/* Who waits in the throttle's row gets its turn. */
+static void pass_time(void)
+{
+    uint64_t deadline;
+
+    if (io.throttle != NULL && !io.gone && blkrepl_poll_arm(io.ctx, 0, &deadline) == 0 &&
+        deadline != BLKREPL_FOREVER && deadline > clock_now) {
+        clock_now = deadline;
+    }
+}
+
 /* The disk is well again: everything ends. */
 static void io_finish(void)
 {
     int rounds = 0;
 
     io.healed = true;
+    if (io.throttle != NULL && io.image != NULL && !io.shut && take_chance(50)) {
+        EXPECT(blkrepl_image_set_throttle(io.image, NULL) == 0, "the throttle to be taken away");
+    }
     while (io.pending > 0) {
         EXPECT(++rounds < ROUNDS_MAX, "every request to end, %u have not", (unsigned)io.pending);
         (void)disk_complete_all(&io.disk);
         (void)guest_end_any_bracket();
         act_poll();
+        pass_time();
     }
     while (io.room_expected) {
         EXPECT(++rounds < ROUNDS_MAX, "a ROOM after -EAGAIN");
@@ -353,6 +417,7 @@ static void read_back(uint64_t offset, uint64_t count)
         EXPECT(++rounds < ROUNDS_MAX, "a read to end");
         (void)disk_complete_all(&io.disk);
         act_poll();
+        pass_time();
     }
     for (uint64_t i = 0; i < count; i++) {
         EXPECT(bytes[i] == *disk_at(&io.disk, offset + i), "to read the medium at %llu",
@@ -379,6 +444,9 @@ static void io_close(void)
 
     if (io.image != NULL) {
         guest_close();
+    }
+    if (!io.gone) {
+        blkrepl_throttle_free(io.throttle);
     }
     for (int i = 0; i < ROUNDS_MAX && rc == -EBUSY && !io.gone; i++) {
         io.polling = true;

@@ -29,6 +29,10 @@ static blkrepl_backend_info bench_info(enum bench_disk which)
     case BENCH_SMALL: info.bytes = SMALL_BYTES - 1; break;
     case BENCH_COARSE: info.request_alignment = 64 * KIB; break;
     case BENCH_CLUSTER: info.cluster_bytes = 1u << 20; break;
+    case BENCH_COMPRESS:
+        info.flags = BLKREPL_BACKEND_COMPRESS;
+        info.cluster_bytes = 8 * KIB;
+        break;
     case BENCH_HUGE:
     case BENCH_HUGE_TOO: info.bytes = INT64_MAX; break;
     case BENCH_SOURCE:
@@ -260,9 +264,9 @@ bool name_matches(const char *asked, const char *kind, uint64_t id, const char *
 /* ---- An execution ------------------------------------------------------------ */
 
 static void (*const acts[])(void) = {
-    act_context, act_open_backend, act_open_memory, act_backup,  act_bracket,
-    act_request, act_status,       act_query_image, act_null,    act_open_file,
-    act_bitmap,  act_backup,       act_transact,    act_bracket,
+    act_context,  act_open_backend, act_open_memory, act_backup,    act_bracket, act_request,
+    act_status,   act_query_image,  act_null,        act_open_file, act_bitmap,  act_backup,
+    act_transact, act_bracket,      act_verify,      act_throttle,  act_group,   act_backup,
 };
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)

@@ -61,6 +61,7 @@ struct request {
 struct io {
     blkrepl_context *ctx;
     blkrepl_image *image;
+    blkrepl_throttle *throttle; /* NULL: none, or not any more                  */
     struct disk disk;
     uint32_t requests_max;
     uint32_t inline_percent;

@@ -377,7 +377,7 @@ void guest_bracket(void)
     EXPECT(rc == BLKREPL_WAIT ||
                (request->calls == 0 && request->releases == request->with_release),
            "no go, and one release, unless the answer is WAIT");
-    EXPECT(rc != BLKREPL_WAIT || contended || io.stretch_percent > 0,
+    EXPECT(rc != BLKREPL_WAIT || contended || io.stretch_percent > 0 || io.throttle != NULL,
            "a bracket that meets no write to get its GO at once");
     if (rc == 0) {
         request->state = REQUEST_GO;

@@ -14,10 +14,11 @@ enum bench_disk {
     BENCH_SOURCE,
     BENCH_TARGET,
     BENCH_READ_ONLY,
-    BENCH_SMALL,   /* too small a target                                       */
-    BENCH_COARSE,  /* request alignment of 64 KiB                              */
-    BENCH_CLUSTER, /* wants to be written in clusters of 1 MiB                 */
-    BENCH_HUGE,    /* 2^63-1 bytes                                             */
+    BENCH_SMALL,    /* too small a target                                       */
+    BENCH_COARSE,   /* request alignment of 64 KiB                              */
+    BENCH_CLUSTER,  /* wants to be written in clusters of 1 MiB                 */
+    BENCH_COMPRESS, /* can compress clusters of 8 KiB                          */
+    BENCH_HUGE,     /* 2^63-1 bytes                                             */
     BENCH_HUGE_TOO,
     BENCH_DISKS, /* those for acts; the others show that all is well     */
     BENCH_SOUND_SOURCE = BENCH_DISKS,
@@ -101,12 +102,81 @@ void act_query_image(void);
 void act_bitmap(void);
 void act_transact(void);
 void act_null(void);
+void act_verify(void);
+void act_throttle(void);
+void act_group(void);
 
 /* Begins to free the bench, and calls what is refused from then on. */
 void bench_shut(void);
 
+/* Any job of the bench.  A query, of which is true what is true of every job. */
+blkrepl_job_info job_info(blkrepl_job *job);
 /* A job_query with a struct of any size; `job` may be in any state. */
 void job_query_any(blkrepl_job *job);
+
+enum job_verb {
+    VERB_SET_SPEED,
+    VERB_PAUSE,
+    VERB_RESUME,
+    VERB_START,
+    VERB_CANCEL,
+    VERB_COMPLETE,
+    VERB_FINALIZE,
+    VERB_DISMISS,
+    VERB_COUNT
+};
+
+/* Give a verb, which must answer as the table of job.h has it; a start that the table
+ * allows answers start_code. */
+int job_verb(blkrepl_job *job, enum job_verb verb, int start_code);
+/* Give up to three from the input; whether one of them has started the job. */
+bool job_verbs_draw(blkrepl_job *job, int start_code);
+/* Let the job run, and time pass, until it ends; if that takes long, cancel it. */
+void job_run_to_end(blkrepl_job *job);
+/* Free the handle of a job that has concluded, and dismiss it if that has to be done. */
+void job_drop(blkrepl_job *job);
+
+/* A free-standing bitmap for a job; zero: none. */
+struct given_bitmap {
+    blkrepl_bitmap *handle;
+    uint64_t bytes;
+    uint64_t unit;
+    uint32_t dirty; /* a bit for 512 bytes                                      */
+    bool frozen;    /* busy: the host has frozen it                             */
+    bool loading;   /* inconsistent                                             */
+};
+
+void given_bitmap_draw(struct given_bitmap *given, uint64_t bytes);
+void given_bitmap_drop(struct given_bitmap *given);
+/* Whether something in the range was dirty when it was given. */
+bool given_bitmap_any(const struct given_bitmap *given, uint64_t start, uint64_t bytes);
+/* What is wrong with it for images of `bytes`, except that it may be busy. */
+void given_bitmap_judge(const struct given_bitmap *given, uint64_t bytes, struct verdict *verdict);
+/* A throttle with any limits, or mostly NULL. */
+blkrepl_throttle *given_throttle_draw(void);
+
+bool job_name_valid(const char *name);
+/* It was refused, or is gone: `user` was released once, if the library could know of it. */
+void job_user_expect_released(struct release *user, const struct packed *packed);
+
+/* What sync and bitmap_mode mean, 0 included. */
+uint32_t backup_sync_of(const blkrepl_backup_options *o);
+uint32_t backup_mode_of(const blkrepl_backup_options *o);
+/* Whether the options are right by themselves, but for the name. */
+bool backup_options_valid(const blkrepl_backup_options *o);
+
+/* Of what a snapshot is opened. */
+struct snapshot_of {
+    blkrepl_job *job;
+    const struct disk *source;
+    uint64_t cluster;
+    uint32_t slots; /* of job_requests_max that are left                       */
+    bool none;      /* a backup with SYNC_NONE                                 */
+    bool readable;  /* the first cluster is                                    */
+};
+
+/* Open a snapshot with options from the input, read it and close it. */
+void snapshot_try(const struct snapshot_of *of);
 
 /* Removes what act_open_file() has made. */
 void open_file_clean(void);

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #define CLUSTERS_MOST (UINT64_C(1) << 38)
-#define ROUNDS_MAX 400
+#define MEDIUM_BYTES (8 * KIB)
 #define CBW_TIMEOUT_DEFAULT_NS UINT64_C(30000000000)
 
 static const struct field backup_fields[] = {
@@ -22,17 +22,24 @@ static const struct field backup_fields[] = {
     FIELD(blkrepl_backup_options, flags, FIELD_U32),
     FIELD(blkrepl_backup_options, reserved0, FIELD_U32),
     FIELD(blkrepl_backup_options, reserved1, FIELD_POINTER),
+    FIELD(blkrepl_backup_options, on_source_error, FIELD_U32),
+    FIELD(blkrepl_backup_options, on_target_error, FIELD_U32),
+    FIELD(blkrepl_backup_options, job_flags, FIELD_U32),
+    FIELD(blkrepl_backup_options, bitmap_mode, FIELD_U32),
+    FIELD(blkrepl_backup_options, spill_bytes_max, FIELD_U64),
+    FIELD(blkrepl_backup_options, speed_burst_bytes, FIELD_U64),
 };
-static const struct field job_info_fields[] = {
-    FIELD(blkrepl_job_info, kind, FIELD_U32),
-    FIELD(blkrepl_job_info, id, FIELD_U64),
-    FIELD(blkrepl_job_info, bytes_total, FIELD_U64),
+/* Never garbage, so they are not drawn with the others. */
+static const struct field backup_pointers[] = {
+    FIELD(blkrepl_backup_options, bitmap, FIELD_POINTER),
+    FIELD(blkrepl_backup_options, spill, FIELD_POINTER),
+    FIELD(blkrepl_backup_options, throttle, FIELD_POINTER),
 };
 
 static const struct shape backup_shape =
     SHAPE(blkrepl_backup_options, BLKREPL_BACKUP_OPTIONS_V1_BYTES, backup_fields);
-static const struct shape job_info_shape =
-    SHAPE(blkrepl_job_info, BLKREPL_JOB_INFO_V1_BYTES, job_info_fields);
+static const struct shape backup_cut_shape =
+    SHAPE(blkrepl_backup_options, BLKREPL_BACKUP_OPTIONS_V1_BYTES, backup_pointers);
 
 /* A backup under examination. */
 struct subject {
@@ -42,7 +49,13 @@ struct subject {
     char *name;
     int source; /* of enum bench_disk, or -1                                  */
     int target;
+    int spill;
+    struct given_bitmap bitmap;
+    blkrepl_throttle *throttle;
     bool start;
+    int start_code; /* what a start answers that is allowed                      */
+    bool started;
+    uint8_t before[MEDIUM_BYTES]; /* the target's medium                         */
     struct verdict verdict;
     blkrepl_job *job;
 };
@@ -62,27 +75,6 @@ static uint64_t larger(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-static bool cluster_valid(uint64_t bytes)
-{
-    return bytes == 0 ||
-           ((bytes & (bytes - 1)) == 0 && bytes >= 4 * KIB && bytes <= 16 * KIB * KIB);
-}
-
-static bool options_valid(const blkrepl_backup_options *o)
-{
-    uint32_t flags = BLKREPL_BACKUP_DETECT_ZEROES | BLKREPL_BACKUP_NO_OFFLOAD;
-
-    return (o->flags & ~flags) == 0 && o->reserved0 == 0 && o->reserved1 == NULL &&
-           o->sync <= BLKREPL_SYNC_FULL && o->on_cbw_error <= BLKREPL_CBW_GUEST_WRITE_FAILS &&
-           cluster_valid(o->cluster_bytes) && o->workers_max <= 1024 &&
-           o->chunk_bytes_max <= UINT64_C(1) << 30 && o->reserve_bytes <= UINT64_C(1) << 40;
-}
-
-static bool name_valid(const char *name)
-{
-    return name == NULL || (name[0] != '\0' && strlen(name) <= BLKREPL_NAME_MAX);
-}
-
 static struct sizes sizes_of(const struct subject *s)
 {
     const struct disk *source = &bench.disks[s->source];
@@ -91,37 +83,48 @@ static struct sizes sizes_of(const struct subject *s)
     uint64_t chunk = o->chunk_bytes_max != 0 ? o->chunk_bytes_max : 256 * KIB;
     uint64_t reserve = o->reserve_bytes != 0 ? o->reserve_bytes : 16 * KIB * KIB;
     struct sizes sizes = {.cluster = o->cluster_bytes};
+    bool compress = (o->flags & BLKREPL_BACKUP_COMPRESS) != 0;
 
-    if (sizes.cluster == 0) {
+    if (sizes.cluster == 0 && compress && target->info.cluster_bytes != 0) {
+        sizes.cluster = target->info.cluster_bytes;
+    } else if (sizes.cluster == 0) {
         sizes.cluster = larger(64 * KIB, larger(disk_alignment(source), disk_alignment(target)));
         sizes.cluster =
             larger(sizes.cluster, larger(source->info.cluster_bytes, target->info.cluster_bytes));
     }
-    sizes.chunk = larger(chunk / sizes.cluster, 1) * sizes.cluster;
+    sizes.chunk = compress ? sizes.cluster : larger(chunk / sizes.cluster, 1) * sizes.cluster;
     sizes.workers = o->workers_max != 0 ? o->workers_max : 8;
     sizes.reserves = larger(reserve / sizes.cluster, 1);
     return sizes;
 }
 
+/* What the images need of a cluster. */
+static void judge_cluster(struct subject *s, uint64_t cluster)
+{
+    const blkrepl_backend_info *target = &bench.disks[s->target].info;
+    uint64_t need =
+        larger(disk_alignment(&bench.disks[s->source]), disk_alignment(&bench.disks[s->target]));
+
+    if (s->o.spill != NULL) {
+        need = larger(need, disk_alignment(&bench.disks[s->spill]));
+    }
+    verdict_add_if(&s->verdict, cluster < larger(need, target->cluster_bytes), -ENOTSUP);
+    verdict_add_if(
+        &s->verdict,
+        (s->o.flags & BLKREPL_BACKUP_COMPRESS) != 0 &&
+            ((target->flags & BLKREPL_BACKEND_COMPRESS) == 0 || cluster != target->cluster_bytes),
+        -ENOTSUP);
+}
+
 /* Errors that the images, the memory and the requests of the context lead to. */
-static void judge_images(struct subject *s)
+static void judge_budget(struct subject *s)
 {
     const struct disk *source = &bench.disks[s->source];
-    const struct disk *target = &bench.disks[s->target];
-    struct sizes sizes;
-    uint64_t clusters;
+    struct sizes sizes = sizes_of(s);
+    uint64_t clusters =
+        source->info.bytes / sizes.cluster + (source->info.bytes % sizes.cluster != 0);
 
-    verdict_add_if(&s->verdict, s->source == s->target, -EINVAL);
-    verdict_add_if(&s->verdict, target->info.bytes < source->info.bytes, -ENOSPC);
-    verdict_add_if(&s->verdict, s->target == BENCH_READ_ONLY, -EROFS);
-    if (!options_valid(&s->o)) {
-        return;
-    }
-    sizes = sizes_of(s);
-    clusters = source->info.bytes / sizes.cluster + (source->info.bytes % sizes.cluster != 0);
-    verdict_add_if(&s->verdict,
-                   sizes.cluster < larger(disk_alignment(source), disk_alignment(target)),
-                   -ENOTSUP);
+    judge_cluster(s, sizes.cluster);
     verdict_add_if(&s->verdict, clusters > CLUSTERS_MOST, -EFBIG);
     verdict_add_if(&s->verdict,
                    sizes.workers * sizes.chunk + sizes.reserves * sizes.cluster >
@@ -132,12 +135,39 @@ static void judge_images(struct subject *s)
                    -ENOMEM);
 }
 
+static void judge_images(struct subject *s)
+{
+    const struct disk *source = &bench.disks[s->source];
+    const struct disk *target = &bench.disks[s->target];
+    bool spill = s->o.spill != NULL;
+
+    verdict_add_if(&s->verdict,
+                   s->source == s->target ||
+                       (spill && (s->spill == s->source || s->spill == s->target)),
+                   -EINVAL);
+    verdict_add_if(&s->verdict,
+                   target->info.bytes < source->info.bytes ||
+                       (spill && bench.disks[s->spill].info.bytes < source->info.bytes),
+                   -ENOSPC);
+    verdict_add_if(&s->verdict,
+                   s->target == BENCH_READ_ONLY || (spill && s->spill == BENCH_READ_ONLY), -EROFS);
+    if (s->o.bitmap != NULL) {
+        given_bitmap_judge(&s->bitmap, source->info.bytes, &s->verdict);
+        s->start_code = s->bitmap.frozen ? -EBUSY : 0;
+        verdict_add_if(&s->verdict, s->start && s->bitmap.frozen, -EBUSY);
+    }
+    if (backup_options_valid(&s->o)) {
+        judge_budget(s);
+    }
+}
+
 static void judge(struct subject *s)
 {
     verdict_add_packing(&s->verdict, &s->packed);
-    verdict_add_if(
-        &s->verdict,
-        s->source < 0 || s->target < 0 || !options_valid(&s->o) || !name_valid(s->o.name), -EINVAL);
+    verdict_add_if(&s->verdict,
+                   s->source < 0 || s->target < 0 || !backup_options_valid(&s->o) ||
+                       !job_name_valid(s->o.name),
+                   -EINVAL);
     if (s->source >= 0 && s->target >= 0) {
         judge_images(s);
     }
@@ -149,17 +179,46 @@ static void draw_disks(struct subject *s)
 {
     s->source = BENCH_SOURCE;
     s->target = BENCH_TARGET;
+    s->spill = -1;
     if (take_chance(40)) {
         s->source = (int)take_below(BENCH_DISKS + 1) - 1;
         s->target = (int)take_below(BENCH_DISKS + 1) - 1;
+    } else if (take_chance(15)) {
+        s->target = BENCH_COMPRESS;
     }
-    for (int i = 0; i < 2; i++) {
-        int which = i == 0 ? s->source : s->target;
+    if (take_chance(20)) {
+        s->spill = take_chance(50) ? (int)take_below(BENCH_DISKS) : (int)BENCH_COARSE;
+    }
+    for (int i = 0; i < 3; i++) {
+        int which = i == 0 ? s->source : i == 1 ? s->target : s->spill;
 
         if (which >= 0) {
             bench_image((enum bench_disk)which);
         }
     }
+}
+
+/* Of the newer fields what mostly fits together. */
+static void draw_use(struct subject *s)
+{
+    blkrepl_backup_options *o = &s->o;
+    uint64_t bytes = s->source >= 0 ? bench.disks[s->source].info.bytes : MEDIUM_BYTES;
+    bool by_bitmap;
+
+    o->sync = take_below(5);
+    o->flags = take_chance(30) ? take_below(16) : 0;
+    o->job_flags = take_below(4);
+    o->on_source_error = take_below(5);
+    o->on_target_error = take_below(5);
+    o->spill_bytes_max = s->spill >= 0 ? take_u16() : 0;
+    o->speed_burst_bytes = take_u16();
+    by_bitmap = o->sync == BLKREPL_SYNC_BITMAP || o->sync == BLKREPL_SYNC_INCREMENTAL ||
+                (o->flags & BLKREPL_BACKUP_DIRTY_ONLY) != 0;
+    if (take_chance(by_bitmap ? 95 : 30)) {
+        given_bitmap_draw(&s->bitmap, bytes);
+        o->bitmap_mode = o->sync == BLKREPL_SYNC_INCREMENTAL ? take_below(2) : 1 + take_below(3);
+    }
+    s->throttle = given_throttle_draw();
 }
 
 static void draw_options(struct subject *s)
@@ -174,99 +233,74 @@ static void draw_options(struct subject *s)
         o->workers_max = 1 + take_below(4);
         o->on_cbw_error = take_below(3);
     }
-    shape_draw(&backup_shape, o);
+    draw_use(s);
+    if (take_chance(40)) {
+        shape_draw(&backup_shape, o);
+    }
     s->name = take_chance(40) ? name_draw() : NULL;
     s->release = release_new();
     o->name = s->name;
     o->user = s->release;
     o->release = s->release != NULL ? release_run : NULL;
+    o->bitmap = s->bitmap.handle;
+    o->spill = s->spill >= 0 ? bench.images[s->spill] : NULL;
+    o->throttle = s->throttle;
     s->packed = shape_pack(&backup_shape, o, true);
-    if (s->packed.packing == PACKED_NULL) {
-        *o = (blkrepl_backup_options){.struct_size = 0};
-    }
-}
-
-/* ---- A query with a struct of any size --------------------------------------- */
-
-void job_query_any(blkrepl_job *job)
-{
-    blkrepl_job_info drawn;
-    blkrepl_job_info full = {.struct_size = sizeof full};
-    struct packed packed;
-    uint32_t size;
-    unsigned char *bytes;
-    int rc;
-
-    memset(&drawn, 0xa5, sizeof drawn);
-    shape_draw(&job_info_shape, &drawn);
-    packed = shape_pack(&job_info_shape, &drawn, false);
-    bytes = packed.memory;
-    size = packed.struct_size;
-    call_begin();
-    rc = blkrepl_job_query(job, packed.memory);
-    call_end(rc, "job_query");
-    EXPECT(rc == (size < BLKREPL_JOB_INFO_V1_BYTES ? -EINVAL : 0), "a query of %u bytes, got %d",
-           (unsigned)size, rc);
-    if (rc == 0) {
-        EXPECT(blkrepl_job_query(job, &full) == 0, "a query of the whole");
-        full.struct_size = size;
-        EXPECT(memcmp(bytes, &full, size < sizeof full ? size : sizeof full) == 0,
-               "the same answer for any size");
-        for (size_t i = sizeof full; i < size; i++) {
-            EXPECT(bytes[i] == 0, "zeroes beyond what the library knows");
-        }
-    } else {
-        bench_refused();
-    }
-    packed_free(&packed);
+    shape_cut(&backup_cut_shape, o, &s->packed);
 }
 
 /* ---- A job that was made is as it was asked for ------------------------------ */
 
 static blkrepl_job_info info_of(const struct subject *s)
 {
-    blkrepl_job_info info = {.struct_size = sizeof info};
-    int rc = blkrepl_job_query(s->job, &info);
+    blkrepl_job_info info = job_info(s->job);
 
-    EXPECT(rc == 0 && info.kind == BLKREPL_KIND_BACKUP && info.state >= BLKREPL_JOB_CREATED &&
-               info.state <= BLKREPL_JOB_CONCLUDED && info.reserved0 == NULL,
-           "a backup to answer a query, got %d", rc);
-    EXPECT(info.bytes_done <= info.bytes_total, "progress to stay below the total");
+    EXPECT(info.kind == BLKREPL_KIND_BACKUP && info.group_id == 0 && info.differing_bytes == 0,
+           "a backup in no group");
+    EXPECT(info.spilled_bytes <= info.spilled_bytes_total &&
+               (s->o.spill != NULL || info.spilled_bytes_total == 0),
+           "bytes in a spill image, %llu of %llu", (ull)info.spilled_bytes,
+           (ull)info.spilled_bytes_total);
     return info;
 }
 
 static void expect_created(const struct subject *s)
 {
     blkrepl_job_info info = info_of(s);
+    bool full = backup_sync_of(&s->o) == BLKREPL_SYNC_FULL;
+    uint64_t bytes = bench.disks[s->source].info.bytes;
 
-    EXPECT(name_matches(s->name, "backup", info.id, info.name) || s->packed.memory == NULL,
+    EXPECT(name_matches(s->name, "backup", info.id, info.name) || s->packed.packing == PACKED_NULL,
            "the name that was given, got \"%s\"", info.name);
     EXPECT(info.user == s->o.user, "the user that was given");
     EXPECT(info.speed_bytes_per_sec == s->o.speed_bytes_per_sec, "a speed of %llu, got %llu",
            (ull)s->o.speed_bytes_per_sec, (ull)info.speed_bytes_per_sec);
-    EXPECT(info.bytes_total == bench.disks[s->source].info.bytes && info.bytes_done == 0 &&
-               info.error == 0 && info.error_count == 0 && info.message[0] == '\0' &&
-               info.result == 0 && info.flags == 0,
+    EXPECT((info.bytes_total == bytes || (!full && info.bytes_total < bytes)) &&
+               info.bytes_done == 0 && info.error == 0 && info.error_count == 0 &&
+               info.message[0] == '\0' && info.result == 0 && info.flags == 0,
            "a job that has done nothing yet");
-    EXPECT(info.state == (s->start ? BLKREPL_JOB_RUNNING : BLKREPL_JOB_CREATED),
+    EXPECT(info.state == (s->start ? BLKREPL_JOB_RUNNING : BLKREPL_JOB_CREATED) ||
+               (s->start && !full && info.state == BLKREPL_JOB_READY),
            "a job that is %s, got %u", s->start ? "running" : "created", (unsigned)info.state);
 }
 
-/* While it exists, neither its name nor its target can be had. */
-static void expect_taken(const struct subject *s)
+/* While it exists, neither its name nor what it writes to can be had. */
+static void expect_taken(const struct subject *s, int which)
 {
     blkrepl_backup_options o = {.struct_size = sizeof o, .name = s->name};
     blkrepl_job *job = s->job;
     int rc;
 
-    o.cluster_bytes = larger(4 * KIB, disk_alignment(&bench.disks[s->target]));
+    o.cluster_bytes = larger(4 * KIB, disk_alignment(&bench.disks[which]));
+    o.cluster_bytes = larger(o.cluster_bytes, bench.disks[which].info.cluster_bytes);
     o.reserve_bytes = o.cluster_bytes;
     o.chunk_bytes_max = o.cluster_bytes;
     o.workers_max = 1;
     call_begin();
-    rc = blkrepl_backup_create(bench_image(BENCH_SOURCE), bench.images[s->target], &o, &job);
+    rc = blkrepl_backup_create(bench_image(BENCH_SOURCE), bench.images[which], &o, &job);
     call_end(rc, "backup_create to a busy target");
-    EXPECT(job == NULL && (rc == -EBUSY || rc == -EINVAL || (rc == -EEXIST && s->name != NULL)),
+    EXPECT(job == NULL && (rc == -EBUSY || rc == -EINVAL || (rc == -EEXIST && s->name != NULL) ||
+                           (rc == -ENOMEM && 2 * o.cluster_bytes > bench.memory_bytes_max)),
            "a target that is busy, got %d", rc);
 }
 
@@ -299,49 +333,6 @@ static void probe_budget(const struct sizes *sizes)
     blkrepl_job_free(job);
 }
 
-/* A verb, which must answer as the table of job.h has it. */
-static void draw_verb(struct subject *s)
-{
-    blkrepl_job_info before = info_of(s);
-    bool live = before.state < BLKREPL_JOB_CONCLUDED;
-    bool paused = (before.flags & BLKREPL_JOB_FLAG_PAUSED) != 0;
-    bool cancelling = (before.flags & BLKREPL_JOB_FLAG_CANCELLING) != 0;
-    uint64_t number = take_number();
-    bool ok = live;
-    int rc = 0;
-
-    call_begin();
-    switch (take_below(5)) {
-    case 0:
-        rc = blkrepl_job_set_speed(s->job, number);
-        EXPECT(rc < 0 || info_of(s).speed_bytes_per_sec == number, "the speed that was set");
-        break;
-    case 1:
-        rc = blkrepl_job_pause(s->job);
-        ok = live && (!paused || cancelling);
-        break;
-    case 2:
-        rc = blkrepl_job_resume(s->job);
-        ok = live && (paused || cancelling);
-        break;
-    case 3:
-        rc = blkrepl_job_start(s->job);
-        ok = before.state == BLKREPL_JOB_CREATED;
-        break;
-    default:
-        rc = blkrepl_job_cancel(s->job, (uint32_t)number & (take_chance(90) ? UINT32_MAX : 1));
-        if (rc == -EINVAL && (number & ~UINT64_C(1)) != 0) {
-            rc = 0;
-            ok = true;
-            call_begin();
-        }
-        break;
-    }
-    call_end(rc, "a verb");
-    EXPECT(ok ? rc == 0 : rc == BLKREPL_ERR_STATE,
-           "a verb in state %u to answer as documented, got %d", (unsigned)before.state, rc);
-}
-
 /* ---- The guest beside a job whose reads do not come back --------------------- */
 
 static void go_called(void *user, int result)
@@ -360,7 +351,8 @@ static void probe_timeout(const struct subject *s)
     struct release *go_user = release_new();
     blkrepl_completion go = {.fn = go_called, .user = go_user, .release = release_run};
     bool fails = s->o.on_cbw_error == BLKREPL_CBW_GUEST_WRITE_FAILS;
-    bool limited = info_of(s).speed_bytes_per_sec != 0; /* has deadlines of its own */
+    bool limited =
+        info_of(s).speed_bytes_per_sec != 0 || s->o.throttle != NULL; /* has deadlines of its own */
     uint64_t token;
     uint64_t deadline;
     int rc;
@@ -392,40 +384,73 @@ static void probe_timeout(const struct subject *s)
 
 /* ---- To the end -------------------------------------------------------------- */
 
-static void finish_queued(void)
+/* Whether the target has the source's data in a range. */
+static bool on_target(const struct subject *s, uint64_t start, uint64_t end)
 {
-    for (unsigned i = 0; i < BENCH_DISKS; i++) {
-        if (bench.images[i] != NULL) {
-            (void)disk_complete_all(&bench.disks[i]);
+    return memcmp(bench.disks[s->source].medium + start, bench.disks[s->target].medium + start,
+                  (size_t)(end - start)) == 0;
+}
+
+/* What the job was to copy is there, and nothing else has changed. */
+static void expect_copied(const struct subject *s, uint64_t cluster)
+{
+    uint64_t bytes = bench.disks[s->source].info.bytes;
+    const uint8_t *target = bench.disks[s->target].medium;
+    bool full = backup_sync_of(&s->o) == BLKREPL_SYNC_FULL;
+
+    for (uint64_t at = 0; at < bytes; at += cluster) {
+        uint64_t end = at + cluster < bytes ? at + cluster : bytes;
+
+        if (full || given_bitmap_any(&s->bitmap, at, cluster)) {
+            EXPECT(on_target(s, at, end), "a copy of the cluster at %llu", (ull)at);
+        } else {
+            EXPECT(memcmp(target + at, s->before + at, (size_t)(end - at)) == 0,
+                   "the clean cluster at %llu to be left alone", (ull)at);
         }
     }
 }
 
-/* Let the job run, and time pass, until it ends; if that takes long, cancel it. */
-static void run_to_end(const struct subject *s)
+/* ALWAYS, not done: what is clean now and was to be copied is on the target. */
+static void expect_missing(const struct subject *s)
 {
-    for (int i = 0; i < 2 * ROUNDS_MAX; i++) {
-        uint64_t deadline;
+    uint64_t bytes = s->bitmap.bytes;
+    bool full = backup_sync_of(&s->o) == BLKREPL_SYNC_FULL;
 
-        finish_queued();
-        deadline = bench_drain();
-        if (info_of(s).state == BLKREPL_JOB_CONCLUDED) {
-            return;
-        }
-        if (deadline != BLKREPL_FOREVER) {
-            clock_now = larger(clock_now, deadline);
-        }
-        if (i == ROUNDS_MAX / 8) {
-            (void)blkrepl_job_cancel(s->job, 0);
-        }
+    for (uint64_t at = 0; at < bytes; at += 512) {
+        uint64_t end = at + 512 < bytes ? at + 512 : bytes;
+        bool dirty = blkrepl_bitmap_get(s->bitmap.handle, at) == 1;
+        bool was = given_bitmap_any(&s->bitmap, at, 1);
+
+        EXPECT(full || was || !dirty, "nothing to become dirty at %llu", (ull)at);
+        EXPECT(dirty || (!full && !was) || on_target(s, at, end),
+               "what is missing to be dirty at %llu", (ull)at);
     }
-    EXPECT(false, "the job to come to its end");
+}
+
+/* The bitmap is what its mode promises. */
+static void expect_bitmap(const struct subject *s, uint32_t result)
+{
+    uint32_t mode = backup_mode_of(&s->o);
+    bool cleared = result == BLKREPL_RESULT_DONE && mode != BLKREPL_BITMAP_NEVER;
+
+    if (s->o.bitmap == NULL) {
+        return;
+    }
+    if (s->started && mode == BLKREPL_BITMAP_ALWAYS && !cleared) {
+        expect_missing(s);
+        return;
+    }
+    for (uint64_t at = 0; at < s->bitmap.bytes; at += 512) {
+        bool dirty = !cleared && given_bitmap_any(&s->bitmap, at, 1);
+
+        EXPECT(blkrepl_bitmap_get(s->bitmap.handle, at) == dirty, "bit %llu of the bitmap to be %d",
+               (ull)at / 512, dirty);
+    }
 }
 
 static void expect_result(const struct subject *s, const struct sizes *sizes)
 {
     const struct disk *source = &bench.disks[s->source];
-    const struct disk *target = &bench.disks[s->target];
     blkrepl_job_info info = info_of(s);
 
     EXPECT(source->background_bytes_most <= sizes->chunk, "copies of at most %llu bytes, got %llu",
@@ -434,11 +459,14 @@ static void expect_result(const struct subject *s, const struct sizes *sizes)
            (ull)sizes->workers, (unsigned)source->background_reads_most);
     if (info.result == BLKREPL_RESULT_DONE) {
         EXPECT(info.bytes_done == info.bytes_total && info.error == 0, "all of it done");
-        EXPECT(memcmp(source->medium, target->medium, (size_t)source->info.bytes) == 0,
-               "a copy that is the same");
+        EXPECT(s->started && info.spilled_bytes == 0, "all of it on the target");
+        if (backup_sync_of(&s->o) != BLKREPL_SYNC_NONE) {
+            expect_copied(s, sizes->cluster);
+        }
     } else {
         EXPECT(info.error < 0, "a code for what went wrong");
     }
+    expect_bitmap(s, info.result);
 }
 
 /* Whether the guest's write to the source would have to wait now. */
@@ -447,10 +475,57 @@ static bool may_probe(const struct subject *s)
     const struct disk *source = &bench.disks[s->source];
     blkrepl_job_info info = info_of(s);
 
-    return source->on_submit == NULL && info.state == BLKREPL_JOB_RUNNING && info.flags == 0 &&
-           info.bytes_done == 0 && source->info.bytes >= 4 * KIB &&
-           disk_alignment(source) <= 4 * KIB &&
+    bool all = backup_sync_of(&s->o) == BLKREPL_SYNC_FULL ||
+               (backup_sync_of(&s->o) == BLKREPL_SYNC_NONE &&
+                (s->o.flags & BLKREPL_BACKUP_DIRTY_ONLY) == 0);
+
+    return source->on_submit == NULL && all && info.flags == 0 && info.bytes_done == 0 &&
+           (info.state == BLKREPL_JOB_RUNNING || info.state == BLKREPL_JOB_READY) &&
+           source->info.bytes >= 4 * KIB && disk_alignment(source) <= 4 * KIB &&
            (source->info.flags & BLKREPL_BACKEND_READ_ONLY) == 0;
+}
+
+static void try_snapshot(const struct subject *s, const struct sizes *sizes)
+{
+    struct snapshot_of of = {.job = s->job,
+                             .source = &bench.disks[s->source],
+                             .cluster = sizes->cluster,
+                             .none = backup_sync_of(&s->o) == BLKREPL_SYNC_NONE};
+
+    of.slots = bench.job_requests_max - (uint32_t)(sizes->workers + sizes->reserves + 1);
+    of.readable = (s->o.flags & BLKREPL_BACKUP_DIRTY_ONLY) == 0 ||
+                  given_bitmap_any(&s->bitmap, 0, sizes->cluster);
+    snapshot_try(&of);
+}
+
+static void start_if_not(struct subject *s)
+{
+    if (info_of(s).state != BLKREPL_JOB_CREATED) {
+        return;
+    }
+    s->started = job_verb(s->job, VERB_START, s->start_code) == 0;
+    if (!s->started) {
+        (void)job_verb(s->job, VERB_CANCEL, 0);
+    }
+}
+
+/* What the input makes of it before it is let go. */
+static void play_with_job(struct subject *s, const struct sizes *sizes)
+{
+    struct disk *source = &bench.disks[s->source];
+
+    s->started = job_verbs_draw(s->job, s->start_code) || s->started;
+    if (may_probe(s) && take_chance(50)) {
+        probe_timeout(s);
+    }
+    start_if_not(s);
+    (void)blkrepl_job_resume(s->job);
+    if (take_chance(backup_sync_of(&s->o) == BLKREPL_SYNC_NONE ? 70 : 10)) {
+        source->on_submit = disk_complete_inline;
+        (void)disk_complete_all(source);
+        (void)bench_drain();
+        try_snapshot(s, sizes);
+    }
 }
 
 static void use_job(struct subject *s)
@@ -459,8 +534,12 @@ static void use_job(struct subject *s)
     struct disk *source = &bench.disks[s->source];
     bool held = take_chance(50);
 
+    s->started = s->start;
     expect_created(s);
-    expect_taken(s);
+    expect_taken(s, s->target);
+    if (s->o.spill != NULL) {
+        expect_taken(s, s->spill);
+    }
     job_query_any(s->job);
     /* It may have ended by now: a query that was refused has polled. */
     if (take_chance(30) && info_of(s).state < BLKREPL_JOB_CONCLUDED) {
@@ -469,46 +548,29 @@ static void use_job(struct subject *s)
     source->on_submit = held ? NULL : disk_complete_inline;
     source->background_bytes_most = 0;
     source->background_reads_most = 0;
-    for (uint32_t verbs = take_below(4); verbs > 0; verbs--) {
-        draw_verb(s);
-    }
-    if (may_probe(s) && take_chance(50)) {
-        probe_timeout(s);
-    }
-    if (info_of(s).state == BLKREPL_JOB_CREATED) {
-        (void)blkrepl_job_start(s->job);
-    }
-    (void)blkrepl_job_resume(s->job);
-    run_to_end(s);
+    play_with_job(s, &sizes);
+    job_run_to_end(s->job);
     source->on_submit = disk_complete_inline;
     expect_result(s, &sizes);
     EXPECT(s->release == NULL || s->packed.packing == PACKED_NULL || s->release->count == 0,
            "no release while there is a handle");
-    blkrepl_job_free(s->job);
-    (void)bench_drain();
-}
-
-static void subject_expect_released(const struct subject *s)
-{
-    if (s->release == NULL) {
-        return;
-    }
-    if (!packed_readable(&s->packed)) {
-        EXPECT(s->release->count == 0, "no release that the library cannot know");
-        release_run(s->release);
-    }
-    EXPECT(s->release->count == 1, "the job's user to be released once, got %u", s->release->count);
+    job_drop(s->job);
 }
 
 void act_backup(void)
 {
-    struct subject s = {.o = {.struct_size = 0}};
+    static struct subject s;
     int rc;
+
+    memset(&s, 0, sizeof s);
 
     draw_disks(&s);
     draw_options(&s);
     s.start = take_chance(60);
     judge(&s);
+    if (s.target >= 0) {
+        memcpy(s.before, bench.disks[s.target].medium, sizeof s.before);
+    }
     heap_watch(take_chance(5) ? 1u + take_below(8) : 0);
     s.job = (blkrepl_job *)&s;
     call_begin();
@@ -519,7 +581,7 @@ void act_backup(void)
     call_end_as(rc, &s.verdict, s.start ? "backup_start" : "backup_create");
     heap_watch(0);
     EXPECT((s.job != NULL) == (rc == 0), "a job exactly if the answer is 0, got %d", rc);
-    free(s.packed.memory);
+    packed_free(&s.packed);
     bench.job = rc == 0;
     if (rc == 0) {
         use_job(&s);
@@ -527,6 +589,8 @@ void act_backup(void)
     } else {
         bench_refused();
     }
-    subject_expect_released(&s);
+    job_user_expect_released(s.release, &s.packed);
+    given_bitmap_drop(&s.bitmap);
+    blkrepl_throttle_free(s.throttle);
     free(s.name);
 }

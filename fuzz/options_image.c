@@ -32,7 +32,12 @@ static const struct field info_fields[] = {
     FIELD(blkrepl_backend_info, queue_depth, FIELD_U32),
     FIELD(blkrepl_backend_info, opcodes, FIELD_U32),
     FIELD(blkrepl_backend_info, flags, FIELD_U32),
+    FIELD(blkrepl_backend_info, copy_bytes_max, FIELD_U64),
+    FIELD(blkrepl_backend_info, copy_domain, FIELD_POINTER),
+    FIELD(blkrepl_backend_info, reserved0, FIELD_POINTER),
 };
+#define BACKEND_FLAGS                                                                              \
+    (uint32_t)(BLKREPL_BACKEND_READ_ONLY | BLKREPL_BACKEND_FUA | BLKREPL_BACKEND_COMPRESS)
 static const struct field file_fields[] = {
     FIELD(blkrepl_file_options, bytes, FIELD_U64),
     FIELD(blkrepl_file_options, mode, FIELD_U32),
@@ -174,11 +179,12 @@ static bool info_valid(const blkrepl_backend_info *info, uint64_t unit)
         needed |= OPCODE_BIT(BLKREPL_OP_WRITE);
     }
     return info->bytes <= INT64_MAX && (info->opcodes & needed) == needed &&
-           (info->flags & ~(uint32_t)(BLKREPL_BACKEND_READ_ONLY | BLKREPL_BACKEND_FUA)) == 0 &&
+           (info->flags & ~BACKEND_FLAGS) == 0 && info->reserved0 == NULL &&
            unit_valid(info->request_alignment, 65536) && unit_valid(info->memory_alignment, 4096) &&
            unit_valid(info->cluster_bytes, 1u << 24) &&
            (info->transfer_bytes_max == 0 || info->transfer_bytes_max >= unit) &&
-           (info->zeroes_bytes_max == 0 || info->zeroes_bytes_max >= unit);
+           (info->zeroes_bytes_max == 0 || info->zeroes_bytes_max >= unit) &&
+           (info->copy_bytes_max == 0 || info->copy_bytes_max >= unit);
 }
 
 static void draw_info(struct disk *disk, struct verdict *verdict)
@@ -188,7 +194,7 @@ static void draw_info(struct disk *disk, struct verdict *verdict)
     info->bytes = take_u16();
     shape_draw(&info_shape, info);
     if (take_chance(50)) {
-        info->flags &= BLKREPL_BACKEND_READ_ONLY | BLKREPL_BACKEND_FUA;
+        info->flags &= BACKEND_FLAGS;
         info->opcodes |= OPCODE_BIT(BLKREPL_OP_READ) | OPCODE_BIT(BLKREPL_OP_WRITE);
     }
     disk->get_info_result = take_chance(8) ? take_code() : 0;

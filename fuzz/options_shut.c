@@ -60,13 +60,50 @@ static int refused_backup(const blkrepl_completion *done, bool start)
     return rc;
 }
 
+static int refused_verify(const blkrepl_completion *done)
+{
+    blkrepl_verify_options options = {.struct_size = sizeof options,
+                                      .user = done->user,
+                                      .release = done->release,
+                                      .chunk_bytes_max = 64 * KIB,
+                                      .workers_max = 1};
+    blkrepl_job *job = (blkrepl_job *)&options;
+    int rc;
+
+    rc = blkrepl_verify_start(bench.images[BENCH_SOUND_SOURCE], bench.images[BENCH_SOUND_TARGET],
+                              &options, &job);
+    EXPECT(job == NULL, "no job from a create that failed");
+    return rc == -ENOMEM && bench.memory_bytes_max < 128 * KIB ? -ESHUTDOWN : rc;
+}
+
+/* Calls without a user, which is released here. */
+static int refused_plain(uint32_t which, const blkrepl_completion *done)
+{
+    blkrepl_throttle *throttle = (blkrepl_throttle *)&which;
+    blkrepl_group *group = (blkrepl_group *)&which;
+    int rc;
+
+    done->release(done->user);
+    switch (which) {
+    case 13:
+        rc = blkrepl_throttle_create(bench.ctx, NULL, &throttle);
+        EXPECT(throttle == NULL, "no throttle from a create that failed");
+        return rc;
+    case 14:
+        rc = blkrepl_group_create(bench.ctx, take_below(2), &group);
+        EXPECT(group == NULL, "no group from a create that failed");
+        return rc;
+    default: return blkrepl_image_set_throttle(bench.images[BENCH_SOUND_SOURCE], NULL);
+    }
+}
+
 static void shut_call(void)
 {
     struct release *release = release_new();
     blkrepl_completion done = {
         .fn = release_called, .user = release, .release = release != NULL ? release_run : NULL};
     blkrepl_image *image = NULL;
-    uint32_t which = take_below(12);
+    uint32_t which = take_below(16);
     int rc;
 
     if (release == NULL) {
@@ -75,6 +112,8 @@ static void shut_call(void)
     call_begin();
     if (which < 9) {
         rc = refused_call(which, &done, &image);
+    } else if (which >= 12) {
+        rc = which == 12 ? refused_verify(&done) : refused_plain(which, &done);
     } else {
         rc = which == 9 ? refused_open(&done, &image) : refused_backup(&done, which == 10);
     }

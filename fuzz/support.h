@@ -139,13 +139,20 @@ struct packed {
 void shape_draw(const struct shape *shape, void *typed);
 /* Put *typed into a heap block of a size that the input chooses. */
 struct packed shape_pack(const struct shape *shape, const void *typed, bool may_be_null);
+/* What the library can know of *typed: zero where the struct is cut off; all of it if there
+ * is none, or too little.  A pointer that would be cut in two becomes NULL in both. */
+void shape_cut(const struct shape *shape, void *typed, struct packed *packed);
 void packed_free(struct packed *packed);
+/* Garbage for a query to overwrite, in a heap block of a size that the input chooses. */
+struct packed info_draw(const struct shape *shape);
+/* What the query of that must have answered: rc, and the same as one of the whole. */
+void info_expect(const struct shape *shape, const struct packed *packed, int rc, const void *whole);
 /* Whether the library can know the fields. */
 bool packed_readable(const struct packed *packed);
 
 /* ---- Verdicts: which answers are right --------------------------------------- */
 
-#define VERDICT_CODES 16
+#define VERDICT_CODES 24
 
 /* No code: only 0 is right.  Otherwise one of the codes is. */
 struct verdict {
