@@ -5,7 +5,8 @@
  *
  * A program of use by itself, and the largest example: a context, two file
  * images, a backup job, and, if asked for, a built-in guest whose threads write
- * to the source through the library meanwhile.
+ * to the source through the library meanwhile.  With a bitmap, which lives in a file
+ * (live-backup/map.c) while the program does not run, the next backup is incremental.
  *
  * The main thread polls.  It is the only one that runs callbacks; a guest
  * thread gives a write to the library and sleeps until its callback has said
@@ -14,24 +15,20 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <pthread.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <libblkrepl/libblkrepl.h>
 
-#define NS_PER_S 1000000000u
-#define POLL_NS 100000000u /* a signal or a redraw waits no longer than this */
-#define BLOCK_BYTES 4096u
-#define WRITERS_MAX 256u
+#include "live-backup/guest.h"
+#include "live-backup/map.h"
+#include "live-backup/progress.h"
 
 enum exit_code {
     EXIT_DONE = 0,
@@ -43,61 +40,22 @@ enum exit_code {
 struct settings {
     const char *source;
     const char *target;
-    const char *report; /* NULL: none */
-    uint64_t speed;     /* bytes per second; 0: unlimited */
-    unsigned writers;   /* 0: no guest */
+    const char *report;    /* NULL: none */
+    const char *bitmap;    /* the same */
+    const char *spill;     /* the same */
+    uint64_t speed;        /* bytes per second; 0: unlimited */
+    uint64_t resume_after; /* seconds; 0: when the user says so */
+    uint32_t on_error;     /* BLKREPL_ON_ERROR_*; 0: report */
+    unsigned writers;      /* 0: no guest */
+    bool incremental;
     bool detect_zeroes;
     bool quiet;
 };
 
-/* One thread of the guest, with at most one write in flight. */
-struct writer {
-    struct guest *guest;
-    pthread_t thread;
-    pthread_mutex_t lock;
-    pthread_cond_t answered;
-    int result; /* of the write in flight; 1 until there is one */
-    int error;  /* that ended this writer */
-    uint64_t error_offset;
-    uint64_t random;
-    uint64_t slowest_ns;
-    atomic_ulong writes; /* read by the progress display */
-};
-
-struct guest {
-    blkrepl_context *ctx;
-    blkrepl_image *disk;
-    uint64_t blocks; /* of the disk */
-    uint64_t start_ns;
-    uint64_t end_ns;
-    unsigned count;
-    atomic_bool stop;
-    atomic_uint running;
-    struct writer writers[WRITERS_MAX];
-};
-
-struct progress {
-    bool terminal; /* redraw one line; otherwise print one now and then */
-    bool quiet;
-    bool drawn;
-    unsigned percent_shown; /* in the last line */
-    uint64_t shown_ns;
-    uint64_t rated_ns; /* when the rate was last looked at, and what was done then */
-    uint64_t rated_bytes;
-    double rate; /* bytes per second, smoothed */
-};
-
 static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t told_to_resume;
 
 /* ---- Small things ------------------------------------------------------------------------- */
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
-}
 
 __attribute__((format(printf, 1, 2))) static void complain(const char *format, ...)
 {
@@ -110,33 +68,6 @@ __attribute__((format(printf, 1, 2))) static void complain(const char *format, .
     va_end(args);
 }
 
-/* A number of bytes for people, e.g. "1.5 GiB"; returns out. */
-static const char *human(char out[24], double bytes)
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    unsigned unit = 0;
-
-    while (bytes >= 1023.95 && unit < 6) {
-        bytes /= 1024;
-        unit++;
-    }
-    snprintf(out, 24, unit == 0 ? "%.0f %s" : "%.1f %s", bytes, units[unit]);
-    return out;
-}
-
-/* A duration for people, e.g. "4:05" or "1:00:00"; returns out. */
-static const char *clock_text(char out[24], double seconds)
-{
-    unsigned s = seconds < 359999 ? (unsigned)(seconds + 0.5) : 359999;
-
-    if (s < 3600) {
-        snprintf(out, 24, "%u:%02u", s / 60, s % 60);
-    } else {
-        snprintf(out, 24, "%u:%02u:%02u", s / 3600, s / 60 % 60, s % 60);
-    }
-    return out;
-}
-
 /* The first signal asks for a clean end; the second one gets the default: the end. */
 static void on_signal(int number)
 {
@@ -147,13 +78,22 @@ static void on_signal(int number)
     interrupted = 1;
 }
 
+static void on_resume_signal(int number)
+{
+    (void)number;
+    told_to_resume = 1;
+}
+
 static void catch_signals(void)
 {
     struct sigaction action = {.sa_handler = on_signal};
+    struct sigaction resume = {.sa_handler = on_resume_signal};
 
     sigemptyset(&action.sa_mask);
+    sigemptyset(&resume.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &resume, NULL);
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -170,6 +110,17 @@ static const char help[] =
     "                        THIS DESTROYS THE CONTENTS OF SOURCE; TARGET gets what was\n"
     "                        there before\n"
     "  -s, --speed BYTES     copy at most this much per second; K, M, G: KiB, MiB, GiB\n"
+    "  -b, --bitmap FILE     keep a map of what the guest writes after the backup's point in\n"
+    "                        time in FILE, for the next one, an incremental backup\n"
+    "  -i, --incremental     copy only what is in that map; TARGET has to be what the last\n"
+    "                        backup has made.  If this one fails the map still holds it all\n"
+    "  -e, --on-error WHAT   when SOURCE cannot be read or TARGET cannot be written: report\n"
+    "                        (the backup fails, default), stop (it pauses; try again with\n"
+    "                        Enter or SIGUSR1), enospc (the same if TARGET is full)\n"
+    "      --resume-after N  try again by itself after N seconds\n"
+    "      --spill FILE      put old data that the guest overwrites into FILE first, and from\n"
+    "                        there to TARGET: a slow TARGET does not hold up the guest.  FILE\n"
+    "                        is new, sparse, on a fast disk, and gone when the program ends\n"
     "  -z, --detect-zeroes   do not store zeroes, make holes where TARGET can have them\n"
     "  -r, --report FILE     write the figures of the summary to FILE, as key=value lines\n"
     "  -q, --quiet           print nothing but errors\n"
@@ -217,13 +168,40 @@ static bool parse_writers(const char *text, unsigned *out)
     return true;
 }
 
+static bool parse_on_error(const char *text, uint32_t *out)
+{
+    static const char *const words[] = {
+        [BLKREPL_ON_ERROR_REPORT] = "report",
+        [BLKREPL_ON_ERROR_STOP] = "stop",
+        [BLKREPL_ON_ERROR_ENOSPC] = "enospc",
+    };
+
+    for (uint32_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (words[i] && strcmp(text, words[i]) == 0) {
+            *out = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+enum long_option {
+    OPTION_RESUME_AFTER = 1000,
+    OPTION_SPILL
+};
+
 /* One option.  False if its argument is no good. */
 static bool settings_option(struct settings *settings, int option)
 {
     switch (option) {
     case 'w': return parse_writers(optarg, &settings->writers);
     case 's': return parse_bytes(optarg, &settings->speed);
+    case 'e': return parse_on_error(optarg, &settings->on_error);
+    case OPTION_RESUME_AFTER: return parse_bytes(optarg, &settings->resume_after);
     case 'r': settings->report = optarg; return true;
+    case 'b': settings->bitmap = optarg; return true;
+    case OPTION_SPILL: settings->spill = optarg; return true;
+    case 'i': settings->incremental = true; return true;
     case 'z': settings->detect_zeroes = true; return true;
     case 'q': settings->quiet = true; return true;
     case 'h': fputs(help, stdout); exit(EXIT_DONE);
@@ -236,18 +214,27 @@ static bool settings_option(struct settings *settings, int option)
 static void settings_parse(struct settings *settings, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"writers", required_argument, NULL, 'w'}, {"speed", required_argument, NULL, 's'},
-        {"detect-zeroes", no_argument, NULL, 'z'}, {"report", required_argument, NULL, 'r'},
-        {"quiet", no_argument, NULL, 'q'},         {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'V'},       {NULL, 0, NULL, 0}};
+        {"writers", required_argument, NULL, 'w'},
+        {"speed", required_argument, NULL, 's'},
+        {"bitmap", required_argument, NULL, 'b'},
+        {"incremental", no_argument, NULL, 'i'},
+        {"on-error", required_argument, NULL, 'e'},
+        {"resume-after", required_argument, NULL, OPTION_RESUME_AFTER},
+        {"spill", required_argument, NULL, OPTION_SPILL},
+        {"detect-zeroes", no_argument, NULL, 'z'},
+        {"report", required_argument, NULL, 'r'},
+        {"quiet", no_argument, NULL, 'q'},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'V'},
+        {NULL, 0, NULL, 0}};
     int option;
 
-    while ((option = getopt_long(argc, argv, "w:s:zr:qhV", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "w:s:b:ie:zr:qhV", options, NULL)) != -1) {
         if (settings_option(settings, option)) {
             continue;
         }
         if (option != '?') {
-            complain("bad argument '%s' of option -%c", optarg, option);
+            complain("bad argument '%s'", optarg);
         }
         fputs("Try 'live-backup --help'.\n", stderr);
         exit(EXIT_USAGE);
@@ -257,281 +244,12 @@ static void settings_parse(struct settings *settings, int argc, char **argv)
         fputs("Try 'live-backup --help'.\n", stderr);
         exit(EXIT_USAGE);
     }
+    if (settings->incremental && !settings->bitmap) {
+        complain("--incremental needs the --bitmap of the last backup");
+        exit(EXIT_USAGE);
+    }
     settings->source = argv[optind];
     settings->target = argv[optind + 1];
-}
-
-/* ---- The guest ----------------------------------------------------------------------------- */
-
-/* Runs in the main thread's poll. */
-static void on_written(void *user, int result)
-{
-    struct writer *writer = user;
-
-    pthread_mutex_lock(&writer->lock);
-    writer->result = result;
-    pthread_cond_signal(&writer->answered);
-    pthread_mutex_unlock(&writer->lock);
-}
-
-/* Write and wait for the answer.  There is always room: the context takes more requests at
- * once than there can be writers. */
-static int writer_write(struct writer *writer, uint64_t offset, void *block)
-{
-    const blkrepl_iovec iov = {block, BLOCK_BYTES};
-    const blkrepl_completion done = {.fn = on_written, .user = writer};
-
-    writer->result = 1;
-    int error = blkrepl_image_write(writer->guest->disk, 0, offset, &iov, 1, 0, &done);
-    if (error < 0) {
-        return error;
-    }
-    pthread_mutex_lock(&writer->lock);
-    while (writer->result == 1) {
-        pthread_cond_wait(&writer->answered, &writer->lock);
-    }
-    pthread_mutex_unlock(&writer->lock);
-    return writer->result;
-}
-
-static uint64_t writer_random(struct writer *writer)
-{
-    writer->random ^= writer->random << 13;
-    writer->random ^= writer->random >> 7;
-    writer->random ^= writer->random << 17;
-    return writer->random;
-}
-
-static void *writer_main(void *user)
-{
-    struct writer *writer = user;
-    struct guest *guest = writer->guest;
-    uint64_t block[BLOCK_BYTES / sizeof(uint64_t)];
-
-    for (size_t i = 0; i < BLOCK_BYTES / sizeof block[0]; i++) {
-        block[i] = writer_random(writer);
-    }
-    while (!guest->stop && writer->error == 0) {
-        uint64_t offset = writer_random(writer) % guest->blocks * BLOCK_BYTES;
-        uint64_t start = now_ns();
-
-        block[0]++; /* no two writes are the same */
-        writer->error = writer_write(writer, offset, block);
-        writer->error_offset = offset;
-        uint64_t took = now_ns() - start;
-        if (took > writer->slowest_ns) {
-            writer->slowest_ns = took;
-        }
-        writer->writes += writer->error == 0;
-    }
-    guest->running--;
-    blkrepl_poll_wake(guest->ctx, 0);
-    return NULL;
-}
-
-/* The threads do not take signals, so that these interrupt the poll. */
-static bool guest_start(struct guest *guest, unsigned count)
-{
-    sigset_t all, old;
-
-    guest->start_ns = now_ns();
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    while (guest->count < count) {
-        struct writer *writer = &guest->writers[guest->count];
-
-        writer->guest = guest;
-        writer->random = (guest->start_ns + guest->count + 1) * 0x9e3779b97f4a7c15u | 1;
-        pthread_mutex_init(&writer->lock, NULL);
-        pthread_cond_init(&writer->answered, NULL);
-        guest->running++;
-        if (pthread_create(&writer->thread, NULL, writer_main, writer) != 0) {
-            guest->running--;
-            break;
-        }
-        guest->count++;
-    }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return guest->count == count;
-}
-
-/* Let every writer finish its write; their callbacks run in these polls. */
-static void guest_stop(struct guest *guest)
-{
-    guest->stop = true;
-    guest->end_ns = now_ns();
-    while (guest->running > 0) {
-        blkrepl_poll(guest->ctx, 0, POLL_NS);
-    }
-    for (unsigned i = 0; i < guest->count; i++) {
-        pthread_join(guest->writers[i].thread, NULL);
-    }
-}
-
-static uint64_t guest_writes(const struct guest *guest)
-{
-    uint64_t writes = 0;
-
-    for (unsigned i = 0; i < guest->count; i++) {
-        writes += guest->writers[i].writes;
-    }
-    return writes;
-}
-
-static uint64_t guest_slowest_ns(const struct guest *guest)
-{
-    uint64_t slowest = 0;
-
-    for (unsigned i = 0; i < guest->count; i++) {
-        if (guest->writers[i].slowest_ns > slowest) {
-            slowest = guest->writers[i].slowest_ns;
-        }
-    }
-    return slowest;
-}
-
-static double guest_seconds(const struct guest *guest)
-{
-    uint64_t end = guest->end_ns ? guest->end_ns : now_ns();
-
-    return (double)(end - guest->start_ns) / NS_PER_S;
-}
-
-/* ---- Progress ------------------------------------------------------------------------------ */
-
-enum part {
-    PART_SIZES,
-    PART_RATE,
-    PART_ETA,
-    PART_GUEST,
-    PART_COUNT
-};
-
-static void progress_start(struct progress *progress, bool quiet)
-{
-    const char *term = getenv("TERM");
-
-    progress->quiet = quiet;
-    progress->terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
-    progress->shown_ns = progress->rated_ns = now_ns();
-}
-
-/* The rate of the last two seconds or so. */
-static void progress_rate(struct progress *progress, uint64_t bytes)
-{
-    uint64_t now = now_ns();
-    double seconds = (double)(now - progress->rated_ns) / NS_PER_S;
-
-    if (seconds <= 0) {
-        return;
-    }
-    double rate = (double)(bytes - progress->rated_bytes) / seconds;
-    double weight = progress->rated_bytes == 0 || seconds > 2 ? 1 : seconds / 2;
-    progress->rate += (rate - progress->rate) * weight;
-    progress->rated_ns = now;
-    progress->rated_bytes = bytes;
-}
-
-static void progress_parts(const struct progress *progress, const blkrepl_job_info *info,
-                           const struct guest *guest, char parts[PART_COUNT][64])
-{
-    uint64_t left = info->bytes_total - info->bytes_done;
-    char a[24], b[24];
-
-    snprintf(parts[PART_SIZES], 64, "  %10s of %s", human(a, (double)info->bytes_done),
-             human(b, (double)info->bytes_total));
-    snprintf(parts[PART_RATE], 64, "  %10s/s", human(a, progress->rate));
-    snprintf(parts[PART_ETA], 64, "  ETA %s",
-             progress->rate > 0 ? clock_text(a, (double)left / progress->rate) : "-:--");
-    parts[PART_GUEST][0] = '\0';
-    if (guest->count > 0) {
-        snprintf(parts[PART_GUEST], 64, "  guest %.0f writes/s",
-                 (double)guest_writes(guest) / guest_seconds(guest));
-    }
-}
-
-static unsigned terminal_columns(void)
-{
-    struct winsize size = {0};
-
-    return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
-}
-
-/* Redraw the line: what is important first, and a bar in what is left of the width. */
-static void progress_draw(unsigned percent, char parts[PART_COUNT][64])
-{
-    static const enum part by_importance[] = {PART_RATE, PART_ETA, PART_SIZES, PART_GUEST};
-    static const char full[] = "==================================================";
-    size_t room = terminal_columns() - 1; /* the last column would wrap */
-    size_t used = 5;
-
-    for (unsigned i = 0; i < PART_COUNT; i++) {
-        size_t length = strlen(parts[by_importance[i]]);
-
-        if (used + length <= room) {
-            used += length;
-        } else {
-            parts[by_importance[i]][0] = '\0';
-        }
-    }
-    fprintf(stderr, "\r%3u %%", percent);
-    if (room >= used + 13) {
-        size_t width = room - used - 3 < sizeof full - 1 ? room - used - 3 : sizeof full - 1;
-        int filled = (int)(width * percent / 100);
-
-        fprintf(stderr, " [%.*s%s%*s]", filled, full, percent < 100 ? ">" : "",
-                (int)width - filled - (percent < 100), "");
-    }
-    for (unsigned i = 0; i < PART_COUNT; i++) {
-        fputs(parts[i], stderr);
-    }
-    fputs("\033[K", stderr);
-    fflush(stderr);
-}
-
-/* Elsewhere than on a terminal: a line for every tenth, but not two in a second, and one after
- * ten seconds in any case. */
-static void progress_line(struct progress *progress, unsigned percent, char parts[PART_COUNT][64])
-{
-    uint64_t since = progress->rated_ns - progress->shown_ns;
-
-    if (since >= 10ull * NS_PER_S ||
-        (since >= NS_PER_S && percent / 10 > progress->percent_shown / 10)) {
-        fprintf(stderr, "%3u %%%s%s%s%s\n", percent, parts[PART_SIZES], parts[PART_RATE],
-                parts[PART_ETA], parts[PART_GUEST]);
-        progress->shown_ns = progress->rated_ns;
-        progress->percent_shown = percent;
-    }
-}
-
-static void progress_show(struct progress *progress, const blkrepl_job_info *info,
-                          const struct guest *guest)
-{
-    double part = info->bytes_total ? (double)info->bytes_done / (double)info->bytes_total : 1;
-    unsigned percent = (unsigned)(100 * part);
-    char parts[PART_COUNT][64];
-
-    if (progress->quiet) {
-        return;
-    }
-    progress_rate(progress, info->bytes_done);
-    progress_parts(progress, info, guest, parts);
-    if (progress->terminal) {
-        progress_draw(percent, parts);
-        progress->drawn = true;
-    } else {
-        progress_line(progress, percent, parts);
-    }
-}
-
-/* The last state stays on the screen, above the summary. */
-static void progress_end(struct progress *progress, const blkrepl_job_info *info,
-                         const struct guest *guest)
-{
-    if (progress->drawn) {
-        progress_show(progress, info, guest);
-        fputc('\n', stderr);
-    }
 }
 
 /* ---- The backup ---------------------------------------------------------------------------- */
@@ -542,8 +260,12 @@ struct backup {
     blkrepl_context *ctx;
     blkrepl_image *source;
     blkrepl_image *target;
+    blkrepl_image *spill; /* NULL: none */
     blkrepl_job *job;
-    bool concluded; /* set by the job's last event */
+    struct map map;
+    bool changed;      /* set by an event: its state is worth a look */
+    bool concluded;    /* set by the job's last event */
+    uint64_t retry_ns; /* paused by an error: when to try again; 0: not paused */
     blkrepl_job_info info;
     uint64_t start_ns;
     uint64_t end_ns;
@@ -558,6 +280,39 @@ static void on_event(void *user, const blkrepl_event *event)
     if (event->type == BLKREPL_EVENT_JOB_DONE) {
         backup->concluded = true;
     }
+    backup->changed = true;
+}
+
+/* The file has its name for a moment only: when the program ends it is gone, whatever happens. */
+static bool spill_open(struct backup *backup, uint64_t bytes)
+{
+    const blkrepl_image_options spill = {.struct_size = sizeof spill, .name = "spill"};
+    const blkrepl_file_options create = {.struct_size = sizeof create,
+                                         .flags = BLKREPL_FILE_CREATE | BLKREPL_FILE_EXCLUSIVE,
+                                         .bytes = bytes};
+    const char *path = backup->settings.spill;
+
+    if (path && blkrepl_image_open_file(backup->ctx, path, &create, &spill, &backup->spill) < 0) {
+        complain("%s", blkrepl_error_message());
+        return false;
+    }
+    return !path || unlink(path) == 0;
+}
+
+/* What the disk's bitmap is for is decided here: a full backup may go without. */
+static bool bitmap_open(struct backup *backup)
+{
+    const struct settings *settings = &backup->settings;
+
+    if (settings->bitmap && !map_open(&backup->map, backup->source, settings->bitmap)) {
+        complain("%s", map_error);
+        return false;
+    }
+    if (settings->incremental && !backup->map.loaded) {
+        complain("%s: there is no map, so this backup must be a full one", settings->bitmap);
+        return false;
+    }
+    return true;
 }
 
 /* Open everything that can be wrong before anything is touched. */
@@ -597,7 +352,7 @@ static bool backup_open(struct backup *backup)
     backup->guest.ctx = backup->ctx;
     backup->guest.disk = backup->source;
     backup->guest.blocks = disk.bytes / BLOCK_BYTES;
-    return true;
+    return spill_open(backup, disk.bytes) && bitmap_open(backup);
 }
 
 /* The point in time is inside blkrepl_backup_start(); the guest begins right after it. */
@@ -609,6 +364,12 @@ static bool backup_start(struct backup *backup)
         .flags = settings->detect_zeroes ? BLKREPL_BACKUP_DETECT_ZEROES : 0,
         .name = "backup",
         .speed_bytes_per_sec = settings->speed,
+        .sync = settings->incremental ? BLKREPL_SYNC_INCREMENTAL : BLKREPL_SYNC_FULL,
+        .bitmap = backup->map.bitmap,
+        .bitmap_mode = backup->map.bitmap ? BLKREPL_BITMAP_ON_SUCCESS : 0,
+        .on_source_error = settings->on_error,
+        .on_target_error = settings->on_error,
+        .spill = backup->spill,
     };
 
     backup->start_ns = now_ns();
@@ -621,6 +382,69 @@ static bool backup_start(struct backup *backup)
         complain("could start %u guest threads only", backup->guest.count);
     }
     return true;
+}
+
+/* Has the user pressed Enter? */
+static bool enter_pressed(void)
+{
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    char line[256];
+
+    return isatty(STDIN_FILENO) && poll(&input, 1, 0) == 1 &&
+           read(STDIN_FILENO, line, sizeof line) > 0;
+}
+
+static const char *failing_file(const struct backup *backup)
+{
+    switch (backup->info.error_side) {
+    case BLKREPL_SIDE_SOURCE: return backup->settings.source;
+    case BLKREPL_SIDE_SPILL: return backup->settings.spill;
+    default: return backup->settings.target;
+    }
+}
+
+static void tell_of_pause(struct backup *backup)
+{
+    const struct settings *settings = &backup->settings;
+    const blkrepl_job_info *info = &backup->info;
+    char a[24], b[24];
+
+    progress_end(&backup->progress, info, &backup->guest);
+    complain("%s: %s", failing_file(backup), info->message);
+    complain("paused after %s of %s; what the guest overwrites is saved all the same",
+             human(a, (double)info->bytes_done), human(b, (double)info->bytes_total));
+    if (settings->resume_after > 0) {
+        complain("it is tried again in %" PRIu64 " s", settings->resume_after);
+    } else {
+        complain("see to it, then press Enter, or send SIGUSR1 to process %ld", (long)getpid());
+    }
+}
+
+/* An error has paused the job, or nothing of the kind.  Resume makes it try again what has failed,
+ * and nothing that was done is done twice. */
+static void backup_see_to_pause(struct backup *backup)
+{
+    uint64_t wait = backup->settings.resume_after;
+
+    blkrepl_job_query(backup->job, &backup->info);
+    backup->changed = false;
+    if (!(backup->info.flags & BLKREPL_JOB_FLAG_ERROR_PAUSED)) {
+        backup->retry_ns = 0;
+    } else if (backup->retry_ns == 0) {
+        told_to_resume = 0;
+        backup->retry_ns = wait > 0 ? now_ns() + wait * NS_PER_S : UINT64_MAX;
+        tell_of_pause(backup);
+    }
+}
+
+static void backup_resume_when_told(struct backup *backup)
+{
+    if (backup->retry_ns != 0 &&
+        (now_ns() >= backup->retry_ns || told_to_resume || enter_pressed())) {
+        backup->retry_ns = 0;
+        complain("trying again");
+        blkrepl_job_resume(backup->job);
+    }
 }
 
 /* Poll until the job has ended, show progress, see to signals. */
@@ -636,7 +460,11 @@ static void backup_watch(struct backup *backup)
             blkrepl_job_cancel(backup->job, 0);
             cancelled = true;
         }
-        if (now_ns() - shown_ns >= POLL_NS) {
+        if (backup->changed) {
+            backup_see_to_pause(backup);
+        }
+        backup_resume_when_told(backup);
+        if (backup->retry_ns == 0 && now_ns() - shown_ns >= POLL_NS) {
             shown_ns = now_ns();
             blkrepl_job_query(backup->job, &backup->info);
             progress_show(&backup->progress, &backup->info, &backup->guest);
@@ -648,9 +476,27 @@ static void backup_watch(struct backup *backup)
     progress_end(&backup->progress, &backup->info, &backup->guest);
 }
 
+/* A map that was loaded is good in any case: if the backup has not come to its end, it holds what
+ * it held and what was written since.  A new one is worth something only with its full backup. */
+static bool backup_save_map(const struct backup *backup)
+{
+    bool done = backup->info.result == BLKREPL_RESULT_DONE;
+
+    if (!backup->map.bitmap || !(backup->map.loaded || done)) {
+        return true;
+    }
+    if (!map_save(&backup->map, backup->settings.bitmap)) {
+        complain("%s", map_error);
+        return false;
+    }
+    return true;
+}
+
 static void backup_close(struct backup *backup)
 {
     blkrepl_job_free(backup->job);
+    blkrepl_bitmap_free(backup->map.bitmap);
+    blkrepl_image_close(backup->spill);
     blkrepl_image_close(backup->target);
     blkrepl_image_close(backup->source);
     while (blkrepl_context_free(backup->ctx) == -EBUSY) {
@@ -676,6 +522,9 @@ static void print_summary(const struct backup *backup)
            human(b, bytes / seconds));
     if (info->zero_bytes > 0) {
         printf("zeroes   %s of that were holes or zeroes\n", human(a, (double)info->zero_bytes));
+    }
+    if (info->spilled_bytes_total > 0) {
+        printf("spill    %s went by way of it\n", human(a, (double)info->spilled_bytes_total));
     }
     if (guest->count == 0) {
         return;
@@ -703,6 +552,8 @@ static bool write_report(const struct backup *backup)
     fprintf(f, "guest_copies_count=%" PRIu64 "\n", info->guest_copies_count);
     fprintf(f, "guest_copies_bytes=%" PRIu64 "\n", info->guest_copies_bytes);
     fprintf(f, "guest_waits_count=%" PRIu64 "\n", info->guest_waits_count);
+    fprintf(f, "spilled_bytes_total=%" PRIu64 "\n", info->spilled_bytes_total);
+    fprintf(f, "error_count=%" PRIu64 "\n", info->error_count);
     fprintf(f, "guest_writers=%u\n", backup->guest.count);
     fprintf(f, "guest_writes_count=%" PRIu64 "\n", guest_writes(&backup->guest));
     fprintf(f, "guest_write_bytes=%u\n", BLOCK_BYTES);
@@ -743,9 +594,7 @@ static enum exit_code backup_verdict(const struct backup *backup)
         return EXIT_CANCELLED;
     }
     if (info->result != BLKREPL_RESULT_DONE) {
-        complain("%s: %s",
-                 info->error_side == BLKREPL_SIDE_SOURCE ? settings->source : settings->target,
-                 info->message);
+        complain("%s: %s", failing_file(backup), info->message);
         complain("failed after %s of %s; %s is incomplete", human(a, (double)info->bytes_done),
                  human(b, (double)info->bytes_total), settings->target);
         return EXIT_FAILED;
@@ -769,6 +618,9 @@ int main(int argc, char **argv)
         if (backup.report && !write_report(&backup)) {
             code = EXIT_FAILED;
         }
+    }
+    if (!backup_save_map(&backup)) {
+        code = EXIT_FAILED;
     }
     backup_close(&backup);
     if (fflush(stdout) != 0) {
