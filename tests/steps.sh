@@ -6,6 +6,7 @@
 #   count PASSED FAILED      inside a step: cases that it has run
 #   simulate BUILD BASE SEEDS   inside a step: so many runs of the simulator
 #   threads BUILD SEED RUNS  inside a step: so many runs with threads, and their replays
+#   against_qemu SEED SEEDS  inside a step: so many seeds of tests/e2e/differential
 #   note TEXT                inside a step: what to say of it; the last one is in the table
 #   steps_end                the table and the closing line; returns 1 if something failed
 
@@ -56,6 +57,22 @@ threads() {
     cat "$log"
     grep -E '^[a-z]+=' "$log" | while read -r line; do note "$line"; done
     [ $rc -eq 0 ] || note "$(grep -E '^FAILED|WARNING: Thread' "$log" | head -n 1 | cut -c1-100)"
+    return $rc
+}
+
+# Where there is no QEMU to be had this is left out, and said so.
+against_qemu() {
+    local log=build/log/differential-$1 rc=0
+    tests/install-deps qemu || true
+    tests/e2e/differential --seed "$1" --seeds "$2" build/test >"$log" 2>&1 || rc=$?
+    cat "$log"
+    if [ $rc -eq 77 ]; then
+        note "LEFT OUT: $(tail -n 1 "$log")"
+        return 0
+    fi
+    # shellcheck disable=SC2046
+    count $(tail -n 1 "$log" | sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p')
+    note "$(grep ^stories= "$log")"
     return $rc
 }
 
