@@ -4,8 +4,10 @@
 
     tests/coverage.py EXPORT.json LINES BRANCHES
 
-LINES and BRANCHES are the least coverage in percent; below it, or if an entry of tests/coverage.txt
-matches nothing, the exit code is 1.
+LINES and BRANCHES are the least coverage in percent; below it, or if what an entry of
+tests/coverage.txt names is not in the source, the exit code is 1.  An entry that was reached is told
+and is no failure: it depends on times and threads, and a count may be off by one if a process ends,
+or forks, while another of its threads is about to count.
 
 A condition has two branches, taken when it is true and when it is false.  Its MC/DC is covered if
 two evaluations of the whole decision differ in this condition alone and in the result.  Everything
@@ -121,6 +123,7 @@ class Excuse:
     what: str  # "line", "never true" or "never false"
     text: str
     matches: int = 0
+    found: bool = False  # it is in the source, reached or not
 
 
 class Export:
@@ -257,6 +260,7 @@ def apply_excuses(export, excuses):
         outcome = excuse.what == "never true"
         for condition in export.conditions.values():
             name = (condition.source.name, condition.text)
+            excuse.found |= name == (excuse.file, excuse.text)
             if name == (excuse.file, excuse.text) and condition.counts[0 if outcome else 1] == 0:
                 condition.excused.add(outcome)
                 excuse.matches += 1
@@ -268,8 +272,10 @@ def apply_excuses(export, excuses):
                     lines += drop_lines(counts, *condition.block)
     for excuse in [e for e in excuses if e.what == "line"]:
         for source, counts in export.lines.items():
+            texts = [line.strip() for line in source.lines]
+            excuse.found |= source.name == excuse.file and excuse.text in texts
             for number in [n for n, count in counts.items() if count == 0]:
-                text = source.lines[number - 1].strip()
+                text = texts[number - 1]
                 if (source.name, text) == (excuse.file, excuse.text):
                     excuse.matches += 1
                     lines += drop_lines(counts, number, number)
@@ -366,8 +372,13 @@ def main():
     print_missing(export)
     print(f"\n{len(excuses)} entries of tests/coverage.txt take out {branches} branches and "
           f"{lines} lines")
-    problems = [f"{e.where}: there is no such thing that was not reached: {e.file} {e.what}: "
-                f"{e.text}" for e in excuses if e.matches == 0]
+    problems = []
+    for e in [e for e in excuses if e.matches == 0]:
+        name = f"{e.where}: {e.file} {e.what}: {e.text}"
+        if e.found:
+            print(f"note    it was reached: {name}")
+        else:
+            problems.append(f"it is not in the source: {name}")
     for name, bound in least.items():
         covered, count = getattr(whole, name)
         if count == 0 or 100 * covered < bound * count:
