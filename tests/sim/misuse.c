@@ -469,6 +469,7 @@ static int break_backup(union huge *huge)
     return -EINVAL;
 }
 
+/* One that reads through a snapshot does without the disk when the snapshot has come to its end. */
 static bool is_source_of_job(const struct disk *disk)
 {
     bool found = false;
@@ -476,7 +477,7 @@ static bool is_source_of_job(const struct disk *disk)
     for (uint32_t i = 0; i < sim.backup_count; i++) {
         struct backup *b = &sim.backups[i];
 
-        found = found || (b->source == disk && b->created && b->job != NULL &&
+        found = found || (b->source == disk && b->through == NULL && b->created && b->job != NULL &&
                           backup_query(b).state != BLKREPL_JOB_CONCLUDED);
     }
     return found;
