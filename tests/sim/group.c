@@ -206,6 +206,9 @@ static void cancel(struct group *g)
     int alive = any_alive(g);
     int answer;
 
+    if (g->group == NULL || g->calling) {
+        return; /* a call from inside those queries has freed it, or is about to start it */
+    }
     for (uint32_t i = 0; i < g->members; i++) {
         g->list[i]->cancel_asked = true;
     }
